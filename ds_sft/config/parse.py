@@ -1,0 +1,129 @@
+"""Reads the command line into settings; nothing heavier than the argument classes is touched."""
+
+import difflib
+import os
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from ds_sft.config.aliases import ALIASES, translate
+from ds_sft.config.arguments import DataArguments, LoraArguments, ModelArguments, TrainingArguments
+from ds_sft.config.recipe import recipe_arguments
+from ds_sft.errors import ConfigError, UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the user asked for.
+
+    Args:
+        model: Which model.
+        data: Which conversations.
+        lora: Which adapters.
+        training: Values for `TrainingArguments`, which can only be made once the process group exists.
+        notes: What was translated, one line each.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    lora: LoraArguments
+    training: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.training["output_dir"]).expanduser()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give every setting by its flag's name, without secrets.
+
+        Returns:
+            Flag name -> value; a token is shown as `***`.
+        """
+        known = {**asdict(self.model), **asdict(self.data), **asdict(self.lora), **self.training}
+        return {name: "***" if name.endswith("token") and value else value for name, value in known.items()}
+
+
+class _Parser(HfArgumentParser):
+    """argparse that raises its faults instead of leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found.
+
+        Args:
+            message: argparse's words.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(f"command line: {message}; see --help")
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Read a command line: an optional YAML recipe first, then flags, which win.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UsageError: For flags that do not exist and values of the wrong type.
+    """
+    recipe = [] if not arguments or arguments[0].startswith("-") else recipe_arguments(Path(arguments[0]))
+    translation = translate([*recipe, *(arguments[1:] if recipe else arguments)])
+    os.environ.update(translation.environment)
+    classes = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
+    parser = _Parser(classes, prog="train.py", allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
+    namespace, unknown = parser.parse_known_args(list(translation.arguments))
+    if unknown:
+        raise UsageError(*_unknown_faults(unknown, sorted(vars(namespace))))
+    values = vars(namespace)
+    if not values["output_dir"]:
+        raise UsageError("output_dir: must be given, but is not; add --output_dir DIR")
+    model, data, lora, training = ({f.name: values[f.name] for f in fields(kind) if f.init} for kind in classes)
+    return Settings(
+        model=ModelArguments(**model),
+        data=DataArguments(**data),
+        lora=LoraArguments(**lora),
+        training=training,
+        notes=translation.notes,
+    )
+
+
+def build_training_arguments(settings: Settings) -> TrainingArguments:
+    """Make transformers' arguments; this starts the process group where none exists.
+
+    Args:
+        settings: As parsed.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        ConfigError: When transformers refuses a value or a combination.
+    """
+    try:
+        return TrainingArguments(**settings.training)
+    except ValueError as error:
+        raise ConfigError(f"training arguments: {' '.join(str(error).split())}; change that flag") from error
+
+
+def _unknown_faults(unknown: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Give one line for each unknown flag, with the nearest that exists."""
+    faults = []
+    for before, word in zip(["", *unknown], unknown, strict=False):
+        if not word.startswith("--"):
+            if not before.startswith("--"):
+                faults.append(f"command line: every value must follow a flag, but {word!r} does not; name its flag")
+            continue
+        close = difflib.get_close_matches(word[2:], [*known, *ALIASES], n=1)
+        hint = f"did you mean --{close[0]}?" if close else "see --help"
+        faults.append(f"{word}: flag must exist, but does not; {hint}")
+    return faults

@@ -1,0 +1,147 @@
+"""The nouns every room speaks in; this module imports nothing heavy, so that looking at data never loads torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+"""The label that the loss must not look at."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+LossMode = Literal["last_response", "split_example", "efficient"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message as it stands in the data file: who speaks and what, both unchecked."""
+
+    role: object
+    text: object
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One record of a data file, and where it came from.
+
+    Args:
+        turns: The messages in file order.
+        place: `file:record 12` or `file:line 12`, for messages to the user.
+        identity: The record's own `id`, or an empty string.
+    """
+
+    turns: tuple[Turn, ...]
+    place: str
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question and its answer, both byte for byte as the user wrote them."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation after normalisation: an optional system text and at least one exchange."""
+
+    system: str | None
+    exchanges: tuple[Exchange, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of one sequence.
+
+    Args:
+        kind: `text` is literal (never a control token, whatever it reads); `control` is the name of one control token.
+        text: The literal text, or the control token.
+        loss: Whether these tokens are supervised.
+    """
+
+    kind: Literal["text", "control"]
+    text: str
+    loss: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One training sample before tokenisation.
+
+    Args:
+        target: What the decoder writes; some of it is supervised.
+        source: What the encoder reads; empty for decoder-only models.
+    """
+
+    target: tuple[Segment, ...]
+    source: tuple[Segment, ...] = ()
+
+
+@dataclass
+class Layout:
+    """What one dialogue became: its samples, and what had to be dropped to make them fit."""
+
+    drafts: list[Draft] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised sample.
+
+    Args:
+        labels: Target ids, `IGNORE_INDEX` where the loss must not look, length [T].
+        input_ids: Ids the encoder reads, length [S]; for decoder-only models the ids behind `labels`, length [T].
+    """
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+
+
+EncodeText = Callable[["PreTrainedTokenizerBase", str], list[int]]
+
+Measure = Callable[[Sequence[Segment]], int]
+"""Gives the number of tokens of some segments."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """THE CARD: all that the rest of the house may know about one kind of model.
+
+    Args:
+        name: Folder name below `families/`.
+        model_types: The `model_type` values of config.json that belong to it.
+        is_encoder_decoder: Whether questions go to an encoder of their own.
+        refused_precisions: Precision -> why this family must not be trained in it.
+        loss_modes: The loss modes to choose from; empty when there is only one way.
+        special_tokens: Role -> token, as `add_special_tokens` takes them.
+        other_tokens: Ordinary tokens to add, in their fixed order.
+        lay_out: Turns a dialogue into samples of at most `max_tokens` tokens.
+        load_tokenizer: Reads the tokenizer of a model folder.
+        encode_text: Gives the ids of text in which nothing is a control token, whatever it reads.
+        model_class: Picks the model class from config.json's content and the names of the stored weights.
+        published_config: Rewrites config.json so that every reader of the format sees what was trained.
+        write_tiny_checkpoint: Makes a small random checkpoint with a tokenizer trained on the given texts.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    is_encoder_decoder: bool
+    refused_precisions: Mapping[Precision, str]
+    loss_modes: tuple[LossMode, ...]
+    special_tokens: Mapping[str, str]
+    other_tokens: tuple[str, ...]
+    lay_out: Callable[[Dialogue, int, Measure], Layout]
+    load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]
+    encode_text: EncodeText
+    model_class: Callable[[Mapping[str, Any], frozenset[str]], type[PreTrainedModel]]
+    published_config: Callable[[PreTrainedModel, dict[str, Any]], dict[str, Any]]
+    write_tiny_checkpoint: Callable[[Path, Sequence[str]], None]

@@ -1,0 +1,230 @@
+"""The datasets: eager and lazy, with the same samples in the same order, and the counters of what became of the data."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from torch.utils.data import Dataset
+
+from ds_sft.config.arguments import DataArguments
+from ds_sft.contracts import Conversation, Dialogue, Draft, Example, Family
+from ds_sft.data.encode import count_tokens, encode
+from ds_sft.data.normalise import normalise
+from ds_sft.data.read import read_conversations
+from ds_sft.errors import DataError, SaveError
+from ds_sft.reporting import rank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Sequence[int]]
+"""One sample: `input_ids` and `labels`."""
+
+_PLACES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A family with its tokenizer: all that is needed to turn conversations into samples.
+
+    Args:
+        family: The card.
+        tokenizer: From the card's `load_tokenizer`.
+        max_tokens: Limit of one sequence.
+    """
+
+    family: Family
+    tokenizer: "PreTrainedTokenizerBase"
+    max_tokens: int
+
+    def example(self, draft: Draft) -> Example:
+        """Tokenise one sample.
+
+        Args:
+            draft: The sample as segments.
+
+        Returns:
+            Ids and labels.
+        """
+        return encode(
+            draft, tokenizer=self.tokenizer, encode_text=self.family.encode_text, max_tokens=self.max_tokens
+        )
+
+
+@dataclass
+class Drafts:
+    """The samples of a data file before tokenisation, and what happened on the way.
+
+    Args:
+        items: In file order.
+        counters: `records`, `samples`, `rejected_<reason>` and the counters of normalisation and layout.
+        rejected: Place and reason of the first rejected records.
+    """
+
+    items: list[Draft] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+    rejected: list[str] = field(default_factory=list)
+
+
+class SupervisedDataset(Dataset[Row]):
+    """Samples that were tokenised beforehand.
+
+    Args:
+        examples: Ids and labels of every sample.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        super().__init__()
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Row:
+        return _as_row(self._examples[index])
+
+
+class LazySupervisedDataset(Dataset[Row]):
+    """Samples that are tokenised when they are asked for.
+
+    Args:
+        drafts: Every sample as segments.
+        encoder: Tokenises them.
+    """
+
+    def __init__(self, drafts: Sequence[Draft], encoder: Encoder) -> None:
+        super().__init__()
+        self._drafts = drafts
+        self._encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self._drafts)
+
+    def __getitem__(self, index: int) -> Row:
+        return _as_row(self._encoder.example(self._drafts[index]))
+
+
+SampleDataset = SupervisedDataset | LazySupervisedDataset
+
+
+def load_datasets(data: DataArguments, *, encoder: Encoder) -> tuple[SampleDataset, SampleDataset | None]:
+    """Make the datasets of a run.
+
+    Args:
+        data: Which files, and how.
+        encoder: Family, tokenizer and limit.
+
+    Returns:
+        The training samples, and the evaluation samples where a file is given.
+    """
+    cache = Path(data.preprocessed_path) if data.preprocessed_path else None
+    if cache is not None and cache.is_file():
+        train = _read_samples(cache)
+    else:
+        train = build_dataset(Path(data.data_path), data=data, encoder=encoder)
+        if cache is not None and rank() == 0:
+            _write_samples(train, cache)
+    if not data.eval_data_path:
+        return train, None
+    return train, build_dataset(Path(data.eval_data_path), data=data, encoder=encoder)
+
+
+def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder) -> SampleDataset:
+    """Read a data file and make its dataset.
+
+    Args:
+        path: ShareGPT conversations.
+        data: How many of them, eager or lazy, strict or not.
+        encoder: Family, tokenizer and limit.
+
+    Returns:
+        The samples in file order.
+
+    Raises:
+        DataError: When no conversation teaches a single token.
+    """
+    conversations = read_conversations(path)
+    chosen = conversations[: data.num_data] if data.num_data >= 0 else conversations
+    drafts = draft_samples(chosen, encoder, is_strict=data.strict_data)
+    _report(path, drafts)
+    if not drafts.items:
+        raise DataError(
+            f"{path}: must hold at least one sample with an answer, but none of {len(chosen)} records gave one "
+            f"({_told(drafts.counters)}); mend the records named above, or raise --model_max_length"
+        )
+    if data.lazy_preprocess:
+        return LazySupervisedDataset(drafts.items, encoder)
+    return SupervisedDataset([encoder.example(draft) for draft in drafts.items])
+
+
+def draft_samples(conversations: Sequence[Conversation], encoder: Encoder, *, is_strict: bool) -> Drafts:
+    """Turn conversations into samples and count what became of them.
+
+    Args:
+        conversations: As read.
+        encoder: Family, tokenizer and limit.
+        is_strict: Stop at the first rejected conversation.
+
+    Returns:
+        The samples before tokenisation.
+
+    Raises:
+        DataError: At the first rejected conversation, when strict.
+    """
+    measure = partial(count_tokens, tokenizer=encoder.tokenizer, encode_text=encoder.family.encode_text)
+    drafts = Drafts(counters=Counter(records=len(conversations)))
+    for conversation in conversations:
+        dialogue, counters = normalise(conversation)
+        drafts.counters += counters
+        if isinstance(dialogue, Dialogue):
+            layout = encoder.family.lay_out(dialogue, encoder.max_tokens, measure)
+            drafts.counters += layout.counters
+            drafts.items += layout.drafts
+            continue
+        if is_strict:
+            raise DataError(f"{conversation.place}: must be usable, but: {dialogue}; mend it or drop --strict_data")
+        drafts.counters[f"rejected_{dialogue}"] += 1
+        if len(drafts.rejected) < _PLACES_SHOWN:
+            drafts.rejected.append(f"{conversation.place}: {dialogue}")
+    drafts.counters["samples"] = len(drafts.items)
+    return drafts
+
+
+def _read_samples(file: Path) -> SampleDataset:
+    try:
+        examples = msgspec.json.decode(file.read_bytes(), type=list[Example])
+    except msgspec.DecodeError as error:
+        raise DataError(f"{file}: preprocessed_path must hold samples, but: {error}; delete the file") from error
+    log.warning("read %d samples from %s: data_path, num_data and model_max_length have no effect", len(examples), file)
+    return SupervisedDataset(examples)
+
+
+def _write_samples(samples: SampleDataset, file: Path) -> None:
+    part = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(msgspec.json.encode([samples[index] for index in range(len(samples))]))
+        part.replace(file)
+    except OSError as error:
+        raise SaveError(f"preprocessed_path: must be writable, but {file}: {error}; name another file") from error
+
+
+def _as_row(example: Example) -> Row:
+    return {"input_ids": example.input_ids, "labels": example.labels}
+
+
+def _report(path: Path, drafts: Drafts) -> None:
+    log.info("%s: %s", path, _told(drafts.counters))
+    for line in drafts.rejected:
+        log.warning("rejected %s", line)
+
+
+def _told(counters: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counters.items() if count)

@@ -1,0 +1,60 @@
+"""The card of Flan-T5 and every other T5: what the rest of the house may know about it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_sft.contracts import Family
+from ds_sft.families.flan_t5.template import OTHER_TOKENS, SPECIAL_TOKENS, lay_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The imports below stand inside functions: reading a card must not load torch or transformers.
+
+
+def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from ds_sft.families.flan_t5.tokenizer import load_tokenizer
+
+    return load_tokenizer(folder)
+
+
+def _encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    from ds_sft.families.flan_t5.tokenizer import encode_text
+
+    return encode_text(tokenizer, text)
+
+
+def _model_class(config: Mapping[str, Any], stored_names: frozenset[str]) -> "type[PreTrainedModel]":
+    from ds_sft.families.flan_t5.modeling import model_class
+
+    return model_class(config, stored_names)
+
+
+def _published_config(model: "PreTrainedModel", config: dict[str, Any]) -> dict[str, Any]:
+    from ds_sft.families.flan_t5.modeling import published_config
+
+    return published_config(model, config)
+
+
+def _write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
+    from ds_sft.families.flan_t5.tiny import write_tiny_checkpoint
+
+    write_tiny_checkpoint(folder, texts)
+
+
+FAMILY = Family(
+    name="flan_t5",
+    model_types=("t5",),
+    is_encoder_decoder=True,
+    refused_precisions={"fp16": "T5's feed-forward outputs exceed 65504, the largest fp16 number, and become inf"},
+    loss_modes=(),
+    special_tokens=SPECIAL_TOKENS,
+    other_tokens=OTHER_TOKENS,
+    lay_out=lay_out,
+    load_tokenizer=_load_tokenizer,
+    encode_text=_encode_text,
+    model_class=_model_class,
+    published_config=_published_config,
+    write_tiny_checkpoint=_write_tiny_checkpoint,
+)

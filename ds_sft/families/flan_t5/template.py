@@ -1,0 +1,76 @@
+"""How Flan-T5 sees a dialogue: every answer is a question-answer pair, the history stands before the question.
+
+The texts are the interface of FastChat's T5 checkpoints, so that those stay usable.
+"""
+
+from collections.abc import Sequence
+
+from ds_sft.contracts import Dialogue, Draft, Exchange, Layout, Measure, Segment
+
+DEFAULT_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+SPECIAL_TOKENS = {"pad_token": "[PAD]"}
+OTHER_TOKENS = ("<", "{", "\n", "}", "`", " ", "\\", "^", "\t")
+"""T5's own model has no piece for these. The order is FastChat's, so the ids are those of its checkpoints."""
+
+END = Segment("control", "</s>")
+LOSS_END = Segment("control", "</s>", loss=True)
+
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{{ messages[0]['content'] + '\n\n' }}{%- set turns = messages[1:] -%}"
+    "{%- else -%}"
+    "{{ '" + DEFAULT_SYSTEM.replace("'", "\\'") + "' + '\n\n' }}{%- set turns = messages -%}"
+    "{%- endif -%}"
+    "{%- for turn in turns -%}"
+    "{%- if turn['role'] == 'user' -%}{{ '### Human: ' + turn['content'] + '\n' }}"
+    "{%- elif turn['role'] == 'assistant' -%}{{ '### Assistant: ' + turn['content'] + '\n' }}"
+    "{%- else -%}{{ raise_exception('role must be user or assistant, but is ' + turn['role']) }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '### Assistant: ' }}{%- endif -%}"
+    "{{ eos_token }}"
+)
+"""Renders what the encoder reads: the same characters, and so the same ids, as `lay_out` puts before an answer."""
+
+
+def lay_out(dialogue: Dialogue, max_tokens: int, measure: Measure) -> Layout:
+    """Give one question-answer pair for every exchange.
+
+    Args:
+        dialogue: System text and exchanges.
+        max_tokens: Limit of the source and, separately, of the target. The oldest exchanges leave a source that is
+            too long; the target is cut by `encode`.
+        measure: Counts the tokens of segments.
+
+    Returns:
+        Pairs in order, and the counters `history_dropped`, `answer_truncated` and `prompt_too_long`.
+    """
+    layout = Layout()
+    header = Segment("text", (dialogue.system or DEFAULT_SYSTEM) + "\n\n")
+    for index, exchange in enumerate(dialogue.exchanges):
+        source, dropped = _longest_source(header, dialogue.exchanges[:index], exchange, max_tokens, measure)
+        layout.counters["history_dropped"] += dropped
+        if not source:
+            layout.counters["prompt_too_long"] += 1
+            continue
+        target = (Segment("text", f"{exchange.answer}\n", loss=True), LOSS_END)
+        layout.counters["answer_truncated"] += measure(target) > max_tokens
+        layout.drafts.append(Draft(target=target, source=source))
+    return layout
+
+
+def _longest_source(
+    header: Segment, history: Sequence[Exchange], exchange: Exchange, max_tokens: int, measure: Measure
+) -> tuple[tuple[Segment, ...], int]:
+    """Give the source with as much history as fits and the number of exchanges left out; empty if none fits."""
+    question = Segment("text", f"### Human: {exchange.question}\n### Assistant: ")
+    for dropped in range(len(history) + 1):
+        told = [
+            Segment("text", f"### Human: {past.question}\n### Assistant: {past.answer}\n") for past in history[dropped:]
+        ]
+        source = (header, *told, question, END)
+        if measure(source) <= max_tokens:
+            return source, dropped
+    return (), len(history)

@@ -1,0 +1,71 @@
+"""Makes a tiny Flan-T5-shaped checkpoint, with a tokenizer of its own, for the quick start and the tests."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from transformers import T5Config, T5Tokenizer
+
+from ds_sft.families.flan_t5.modeling import UntiedT5, published_config
+
+_SEED = 20260
+_LARGEST_VOCABULARY = 1200
+
+
+def write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
+    """Write config.json, model.safetensors and spiece.model as a hub folder of Flan-T5 has them.
+
+    The head is untied and the embedding table has no row to spare, so training has to grow it.
+
+    Args:
+        folder: Made when absent; files of these names in it are replaced.
+        texts: What the SentencePiece model is trained on; every character of theirs gets a piece.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(_sentencepiece_model(texts))
+    config = T5Config(
+        vocab_size=len(T5Tokenizer.from_pretrained(folder)),
+        d_model=128,
+        d_kv=32,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(_SEED)
+    model = UntiedT5(config)
+    with torch.no_grad():
+        # T5 draws the head with deviation 1, made for scaled outputs; unscaled, the first loss would be above 50.
+        model.lm_head.weight.mul_(config.d_model**-0.5)
+    shared = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in shared}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    content = published_config(model, config.to_dict())
+    (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _sentencepiece_model(texts: Sequence[str]) -> bytes:
+    """Train a unigram model with T5's ids for padding, end and unknown."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in texts for line in text.splitlines() if line.strip()),
+        model_writer=model,
+        vocab_size=_LARGEST_VOCABULARY,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()

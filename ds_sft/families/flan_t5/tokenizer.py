@@ -1,0 +1,81 @@
+"""Flan-T5's tokenizer with the ten tokens that make code survive, and an exact way back to text."""
+
+import re
+from pathlib import Path
+
+from tokenizers import AddedToken, decoders
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Tokenizer
+
+from ds_sft.errors import MissingInputError, ModelError
+from ds_sft.families.flan_t5.template import CHAT_TEMPLATE, OTHER_TOKENS, SPECIAL_TOKENS
+
+_CONTROL_START = re.compile(r"<(?=/s>|pad>|unk>|extra_id_\d+>)")
+"""The first character of text that spells a control token of the SentencePiece model."""
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Give the ids of text in which nothing is a control token.
+
+    `split_special_tokens` alone is not enough: the Rust Unigram model holds `</s>` as an ordinary piece and finds it
+    in text. So such text is cut behind its `<`, where the added token `<` ends a piece in any case.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        text: Any text, for example one that holds the four characters `</s>`.
+
+    Returns:
+        Ids; decoding them gives back the text as far as the pieces cover its characters.
+    """
+    ids: list[int] = []
+    start = 0
+    for end in [*(found.end() for found in _CONTROL_START.finditer(text)), len(text)]:
+        ids += tokenizer(text[start:end], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        start = end
+    return ids
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a model folder and add what Flan-T5 lacks.
+
+    Args:
+        folder: Holds `tokenizer.json` or `spiece.model`.
+
+    Returns:
+        A tokenizer whose `decode` gives back the encoded text, without extra or lost spaces.
+
+    Raises:
+        MissingInputError: When neither file is there.
+        ModelError: When the file is not a T5 tokenizer.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise MissingInputError(
+            f"model_name_or_path: folder must hold tokenizer.json or spiece.model, but {folder} has neither; "
+            "copy the tokenizer's files there"
+        )
+    try:
+        loaded = T5Tokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: tokenizer files must be T5's, but: {error}; restore them") from error
+    loaded.add_special_tokens(dict(SPECIAL_TOKENS))
+    # Not normalised: T5's normaliser turns newline and tab into a space, and three tokens would collide.
+    loaded.add_tokens([AddedToken(token, normalized=False) for token in OTHER_TOKENS])
+    return _with_exact_decoder(loaded)
+
+
+def _with_exact_decoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Make decoding the inverse of encoding, also for readers that know nothing of this project.
+
+    A space is a token of its own here, so every metaspace left in a piece is the dummy prefix of a word and no space.
+    transformers' T5 class would rebuild its decoder on loading; the generic class reads tokenizer.json as it stands.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", ""), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token=SPECIAL_TOKENS["pad_token"],
+        chat_template=CHAT_TEMPLATE,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,92 @@
+"""Who speaks, and how a run ends: rank zero tells, other ranks are heard only when they fail."""
+
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from ds_sft.errors import (
+    EXIT_BUG,
+    EXIT_INPUT_OUTPUT,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_PERMISSION,
+    DsSftError,
+)
+
+_LINGER_SECONDS = 10.0
+_MEMORY_WORDS = ("out of memory", "can't allocate memory")
+
+
+def rank() -> int:
+    """Give the rank that the launcher gave this process.
+
+    Returns:
+        0 without a launcher.
+    """
+    return int(os.environ.get("RANK", "0"))
+
+
+def set_up_logging() -> None:
+    """Let rank zero log plain lines to stderr; other ranks only errors, with their name in front."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s" if rank() else "%(message)s"))
+    logger = logging.getLogger("ds_sft")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if rank() else logging.INFO)
+    logging.captureWarnings(capture=True)
+    for noisy in ("py.warnings", "DeepSpeed", "torch.distributed.run"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a program and turn every way it can fail into lines on stderr and a documented exit code.
+
+    Args:
+        main: The program.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except DsSftError as error:
+        # The fault is usually the same on every rank of a host: one of them tells it.
+        _end(error.faults, error.exit_code, everyone_speaks=False)
+    except MemoryError as error:
+        _end([_memory_line(error)], EXIT_OUT_OF_MEMORY, everyone_speaks=True)
+    except PermissionError as error:
+        _end([f"{error.filename}: must be accessible, but {error.strerror}; check its mode"], EXIT_PERMISSION, True)
+    except OSError as error:
+        traceback.print_exc()
+        _end([f"{error.filename}: {error.strerror or error}"], EXIT_INPUT_OUTPUT, everyone_speaks=True)
+    except Exception as error:  # the outermost frame: a bug must end in its own code too
+        traceback.print_exc()
+        is_memory = any(word in str(error).lower() for word in _MEMORY_WORDS)
+        line = _memory_line(error) if is_memory else f"this is a bug in ds_sft: {type(error).__name__}: {error}"
+        _end([line], EXIT_OUT_OF_MEMORY if is_memory else EXIT_BUG, everyone_speaks=True)
+
+
+def _memory_line(error: BaseException) -> str:
+    first = (str(error).splitlines() or ["out of memory"])[0]
+    return (
+        f"memory: the run must fit, but {first}; lower --per_device_train_batch_size, add --gradient_checkpointing "
+        "True, or take the next file in ds_configs/README.md"
+    )
+
+
+def _end(lines: "list[str] | tuple[str, ...]", code: int, everyone_speaks: bool) -> None:
+    speaks = everyone_speaks or os.environ.get("LOCAL_RANK", "0") == "0"
+    name = f"[rank {rank()} host {socket.gethostname()}] " if rank() else ""
+    if speaks:
+        for line in lines:
+            print(f"{name}error: {line}", file=sys.stderr, flush=True)
+    else:
+        # The launcher kills all ranks as soon as one ends; leave the one that tells the reason time to tell it.
+        time.sleep(_LINGER_SECONDS)
+    # Not sys.exit: after a fault, other ranks may hang in a collective, and the interpreter's shutdown with them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,51 @@
+"""The model card: what the checkpoint is and how to load it."""
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ds_sft import __version__
+from ds_sft.contracts import Family
+
+_TEXT = """---
+{metadata}
+---
+
+# Fine-tuned {family}
+
+{parameters:,} parameters, fine-tuned on conversations with ds_sft {version}.
+
+## Load it
+
+```python
+from transformers import AutoTokenizer, {auto_class}
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = {auto_class}.from_pretrained("PATH")
+messages = [{{"role": "user", "content": "..."}}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256)[0], skip_special_tokens=True))
+```
+
+The settings of the run are in `ds_sft.resolved.yaml`, its losses in `trainer_state.json`.
+"""
+
+
+def model_card(*, family: Family, num_parameters: int) -> str:
+    """Write the README.md of a checkpoint.
+
+    Args:
+        family: Card of the model.
+        num_parameters: Of the whole model, shared ones once.
+
+    Returns:
+        Markdown with YAML front matter.
+    """
+    task = "text2text-generation" if family.is_encoder_decoder else "text-generation"
+    data = ModelCardData(library_name="transformers", pipeline_tag=task, tags=["ds_sft", "deepspeed", family.name])
+    content = _TEXT.format(
+        metadata=data.to_yaml(),
+        family=family.name,
+        parameters=num_parameters,
+        version=__version__,
+        auto_class="AutoModelForSeq2SeqLM" if family.is_encoder_decoder else "AutoModelForCausalLM",
+    )
+    return str(ModelCard(content))

@@ -1,0 +1,1 @@
+"""The loop: transformers' Trainer with few changes, each with its reason."""

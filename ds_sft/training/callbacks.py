@@ -1,0 +1,109 @@
+"""What a run tells while it trains: one plain line each logging step, from rank zero only."""
+
+import logging
+import resource
+import time
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+log = logging.getLogger(__name__)
+
+_KIB_PER_GIB = 2**20
+_BYTES_PER_GIB = 2**30
+
+
+class ProgressCallback(TrainerCallback):
+    """Prints step, epoch, loss, learning rate, gradient norm, throughput, memory and time left."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            args: Unused.
+            state: Where the run begins; above zero after a resume.
+            control: Unused.
+            **kwargs: Unused.
+        """
+        self._started = time.perf_counter()
+        self._first_step = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print one line.
+
+        Args:
+            args: Unused.
+            state: Tells the step and whether this rank speaks.
+            control: Unused.
+            logs: What was measured since the last line.
+            **kwargs: Unused.
+        """
+        if not state.is_world_process_zero or not logs:
+            return
+        if "loss" in logs:
+            log.info("%s", training_line(logs, state, seconds_left=self._seconds_left(state)))
+        elif "eval_loss" in logs:
+            log.info(
+                "eval at step %d  loss %.4f  perplexity %.4g  over %d tokens",
+                state.global_step,
+                logs["eval_loss"],
+                logs["eval_perplexity"],
+                logs["eval_num_tokens"],
+            )
+
+    def _seconds_left(self, state: TrainerState) -> float:
+        done = state.global_step - self._first_step
+        return (time.perf_counter() - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+
+
+def training_line(logs: dict[str, float], state: TrainerState, *, seconds_left: float) -> str:
+    """Put the figures of one logging step into one line.
+
+    Args:
+        logs: `loss`, and where known `epoch`, `learning_rate`, `grad_norm`, `tokens_per_second`.
+        state: Tells the step.
+        seconds_left: Until the last step.
+
+    Returns:
+        A line such as `step 120/3000  4.0%  epoch 0.12  loss 1.4820  lr 3.0e-04  ...`.
+    """
+    figures = [
+        f"step {state.global_step}/{state.max_steps}",
+        f"{100 * state.global_step / max(state.max_steps, 1):.1f}%",
+        f"epoch {state.epoch or 0:.2f}",
+        f"loss {logs['loss']:.4f}",
+        f"lr {logs.get('learning_rate', 0.0):.2e}",
+        f"grad norm {logs.get('grad_norm', float('nan')):.3g}",
+        f"{logs.get('tokens_per_second', 0.0):,.0f} tokens/s",
+        f"memory {_memory_gib()} GiB",
+        f"eta {_duration(seconds_left)}",
+    ]
+    return "  ".join(figures)
+
+
+def _memory_gib() -> str:
+    """Give the peak of this rank: of its GPU with the GPU's size, or of its process."""
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return f"{torch.cuda.max_memory_allocated() / _BYTES_PER_GIB:.1f}/{total / _BYTES_PER_GIB:.0f}"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_GIB:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"

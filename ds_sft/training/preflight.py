@@ -1,0 +1,138 @@
+"""Holds the settings against each other, the family and the machine, and tells every fault at once."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ds_sft.config.parse import Settings
+from ds_sft.contracts import Family
+from ds_sft.errors import (
+    ConfigError,
+    DsSftError,
+    MissingInputError,
+    PermissionRefusedError,
+    SaveError,
+    raise_together,
+)
+from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
+
+log = logging.getLogger(__name__)
+
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "model_max_length": 2,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "warmup_steps": 0,
+    "label_smoothing_factor": 0,
+}
+
+
+def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, Any] | None:
+    """Find every fault in the settings before anything is loaded.
+
+    Args:
+        settings: As parsed.
+        family: Of the checkpoint.
+        world_size: Number of ranks.
+
+    Returns:
+        Content of the DeepSpeed file, or None without one.
+
+    Raises:
+        DsSftError: With one line for each fault; the first one decides the exit code.
+    """
+    faults = [
+        *_file_faults(settings),
+        *_number_faults(settings),
+        *_data_faults(settings),
+        *_precision_faults(settings, family),
+        *_lora_faults(settings),
+        *_output_faults(settings),
+    ]
+    config = None
+    file = settings.training["deepspeed"]
+    if file:
+        try:
+            config = read_deepspeed_config(Path(file))
+            faults += deepspeed_faults(config, path=Path(file), training=settings.training, world_size=world_size)
+        except DsSftError as error:
+            faults.append(error)
+    raise_together(faults)
+    _say_what_has_no_effect(settings, family)
+    return config
+
+
+def _file_faults(settings: Settings) -> Iterator[DsSftError]:
+    for name in ("data_path", "eval_data_path"):
+        path = getattr(settings.data, name)
+        if path and not Path(path).expanduser().exists():
+            yield MissingInputError(f"{name}: file must exist, but {path} does not; check the path")
+
+
+def _number_faults(settings: Settings) -> Iterator[DsSftError]:
+    for name, least in _AT_LEAST.items():
+        value = settings.training[name]
+        if not value >= least:
+            yield ConfigError(f"{name}: must be at least {least}, but is {value}; give another value")
+    if settings.training["num_train_epochs"] <= 0 and settings.training["max_steps"] <= 0:
+        epochs = settings.training["num_train_epochs"]
+        yield ConfigError(f"num_train_epochs: must be above 0, but is {epochs}; or give --max_steps")
+    if settings.data.num_data == 0 or settings.data.num_data < -1:
+        yield ConfigError(f"num_data: must be -1 (all) or at least 1, but is {settings.data.num_data}; give one of those")
+
+
+def _data_faults(settings: Settings) -> Iterator[DsSftError]:
+    modes = settings.data.loss_modes()
+    if len(modes) > 1:
+        flags = " and ".join(f"--{mode}_loss" for mode in modes)
+        yield ConfigError(f"loss mode: at most one may be given, but there are {flags}; keep one")
+    strategy = str(settings.training["eval_strategy"])
+    if strategy != "no" and not settings.data.eval_data_path:
+        yield ConfigError(f"eval_strategy: {strategy!r} needs data, but eval_data_path is not given; add it or use no")
+
+
+def _precision_faults(settings: Settings, family: Family) -> Iterator[DsSftError]:
+    if settings.training["bf16"] and settings.training["fp16"]:
+        yield ConfigError("bf16, fp16: at most one may be True, but both are; keep --bf16 True")
+    if settings.training["fp16"] and "fp16" in family.refused_precisions:
+        yield ConfigError(
+            f"fp16: {family.name} must not be trained in it, but --fp16 is {settings.training['fp16']}: "
+            f"{family.refused_precisions['fp16']}; use --bf16 True, or neither flag for fp32"
+        )
+
+
+def _lora_faults(settings: Settings) -> Iterator[DsSftError]:
+    lora = settings.lora
+    for name, value in (("lora_r", lora.lora_r), ("lora_weight_path", lora.lora_weight_path), ("q_lora", lora.q_lora)):
+        if value:
+            yield ConfigError(f"{name}: adapters are not in this version, but it is {value}; leave it out to train fully")
+
+
+def _output_faults(settings: Settings) -> Iterator[DsSftError]:
+    """Try to write into the output folder, as the only way to know whether that will work later."""
+    folder = settings.output_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except PermissionError as error:
+        yield PermissionRefusedError(f"output_dir: must be writable, but {folder}: {error.strerror}; check its mode")
+    except OSError as error:
+        yield SaveError(f"output_dir: must be writable, but {folder}: {error.strerror}; choose another folder")
+
+
+def _say_what_has_no_effect(settings: Settings, family: Family) -> None:
+    """Say every setting that is accepted for old command lines and changes nothing."""
+    for note in settings.notes:
+        log.warning("%s", note)
+    if settings.model.trust_remote_code:
+        log.warning("trust_remote_code: ignored, because code from a model folder is never executed here")
+    for mode in settings.data.loss_modes():
+        if mode not in family.loss_modes:
+            log.warning("%s_loss: ignored, because %s has one loss only: on every answer", mode, family.name)

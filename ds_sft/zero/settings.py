@@ -1,0 +1,171 @@
+"""Reads a DeepSpeed JSON file and holds it against the flags, before any process group exists."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_sft.errors import ConfigError, DsSftError, MissingInputError
+
+_KNOWN_KEYS = frozenset(
+    """activation_checkpointing aio amp autotuning bf16 checkpoint comms_logger communication_data_type
+    compile compression_training curriculum_learning data_efficiency data_types dataloader_drop_last
+    disable_allgather dump_state eigenvalue elasticity flops_profiler fp16 gradient_accumulation_dtype
+    gradient_accumulation_steps gradient_clipping gradient_predivide_factor hybrid_engine
+    load_from_fp32_weights memory_breakdown monitor_config csv_monitor optimizer pipeline
+    prescale_gradients progressive_layer_drop quantize_training scheduler seq_parallel_communication_data_type
+    sparse_attention sparse_gradients steps_per_print tensor_parallel tensorboard timers torch_autocast
+    train_batch_size train_micro_batch_size_per_gpu use_data_before_expert_parallelism wall_clock_breakdown
+    wandb zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization""".split()
+)
+_POSITION = re.compile(r"\(char (\d+)\)")
+
+
+def read_deepspeed_config(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON file.
+
+    Args:
+        path: The file given to `--deepspeed`.
+
+    Returns:
+        Its content.
+
+    Raises:
+        MissingInputError: When there is no such file.
+        ConfigError: When it is not a JSON object; names the byte.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"deepspeed: file must exist, but {path} does not; see ds_configs/ for six of them")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_double_keys)
+    except (ValueError, RecursionError) as error:
+        found = _POSITION.search(str(error))
+        place = f"byte {found[1]}: " if found else ""
+        raise ConfigError(f"{path}: must be a JSON object, but: {place}{error}; mend it") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a JSON object, but is a {type(content).__name__}; see ds_configs/")
+    return content
+
+
+def deepspeed_faults(
+    config: Mapping[str, Any], *, path: Path, training: Mapping[str, Any], world_size: int
+) -> list[DsSftError]:
+    """Hold a DeepSpeed config against the flags.
+
+    Args:
+        config: Content of the file.
+        path: The file, for the messages.
+        training: Values of the training flags.
+        world_size: Number of ranks.
+
+    Returns:
+        One error for each contradiction.
+    """
+    lines = [
+        *_unknown_keys(config),
+        *_batch_faults(config, training, world_size),
+        *_precision_faults(config, training),
+        *_mirrored_faults(config, training),
+        *_zero_faults(config),
+    ]
+    return [ConfigError(f"{path}: {line}") for line in lines]
+
+
+def zero_stage(config: Mapping[str, Any] | None) -> int:
+    """Give the ZeRO stage of a config.
+
+    Args:
+        config: Content of a DeepSpeed file, or None without DeepSpeed.
+
+    Returns:
+        0 to 3.
+    """
+    section = (config or {}).get("zero_optimization", {})
+    stage = section.get("stage", 0) if isinstance(section, dict) else 0
+    return stage if isinstance(stage, int) else 0
+
+
+def write_resolved(config: Mapping[str, Any], *, into: Path) -> Path:
+    """Write the config that the engine really ran with, every "auto" replaced.
+
+    Args:
+        config: From the engine.
+        into: The run's folder.
+
+    Returns:
+        The written file.
+    """
+    path = into / "ds_sft.resolved.deepspeed.json"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    return path
+
+
+def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"key {sorted(twice)[0]!r} stands there twice")
+    return dict(pairs)
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value != "auto"
+
+
+def _unknown_keys(config: Mapping[str, Any]) -> Iterator[str]:
+    for key in config:
+        if key not in _KNOWN_KEYS:
+            close = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "remove it"
+            yield f"{key}: key must be one of DeepSpeed's, but is not; {hint}"
+
+
+def _batch_faults(config: Mapping[str, Any], training: Mapping[str, Any], world_size: int) -> Iterator[str]:
+    """Check micro batch x accumulation x ranks = global batch, each against its flag."""
+    micro = training["per_device_train_batch_size"]
+    accumulation = training["gradient_accumulation_steps"]
+    expected = {
+        "train_micro_batch_size_per_gpu": (micro, f"--per_device_train_batch_size {micro}"),
+        "gradient_accumulation_steps": (accumulation, f"--gradient_accumulation_steps {accumulation}"),
+        "train_batch_size": (
+            micro * accumulation * world_size,
+            f"{micro} per device x {accumulation} accumulation x {world_size} ranks = "
+            f"{micro * accumulation * world_size}",
+        ),
+    }
+    for key, (value, told) in expected.items():
+        if _is_set(config.get(key)) and config[key] != value:
+            yield f"{key}: must agree with the flags ({told}), but is {config[key]!r}; set it to \"auto\""
+
+
+def _precision_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("bf16", "fp16"):
+        enabled = (config.get(name) or {}).get("enabled")
+        flag = bool(training[name])
+        if _is_set(enabled) and bool(enabled) != flag:
+            yield f'{name}.enabled: must agree with --{name} {flag}, but is {enabled!r}; set it to "auto"'
+
+
+def _mirrored_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
+    """Check the values that stand in the file and in a flag."""
+    parameters = (config.get("optimizer") or {}).get("params") or {}
+    pairs = [
+        ("gradient_clipping", config.get("gradient_clipping"), "max_grad_norm", training["max_grad_norm"]),
+        ("optimizer.params.lr", parameters.get("lr"), "learning_rate", training["learning_rate"]),
+        ("optimizer.params.eps", parameters.get("eps"), "adam_epsilon", training["adam_epsilon"]),
+        ("optimizer.params.weight_decay", parameters.get("weight_decay"), "weight_decay", training["weight_decay"]),
+    ]
+    for key, value, flag, wanted in pairs:
+        if _is_set(value) and value != wanted:
+            yield f'{key}: must agree with --{flag} {wanted}, but is {value!r}; set it to "auto"'
+
+
+def _zero_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    section = config.get("zero_optimization", {})
+    stage = section.get("stage", 0) if isinstance(section, dict) else section
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        yield f"zero_optimization.stage: must be 0, 1, 2 or 3, but is {stage!r}; see ds_configs/README.md"
+    elif section.get("offload_param") and stage < 3:
+        yield f"zero_optimization.offload_param: needs stage 3, but stage is {stage}; remove it or use stage 3"
