@@ -26,8 +26,11 @@ class Alias:
 _IS_TRUE = {"true": "true", "1": "true", "yes": "true", "false": None, "0": None, "no": None}
 
 ALIASES: Mapping[str, Alias] = {
-    "adafactor": Alias("it is an optimizer like the others", "optim", dict.fromkeys(_IS_TRUE, None) | {
-        "true": "adafactor", "1": "adafactor", "yes": "adafactor"}),
+    "adafactor": Alias(
+        "it is an optimizer like the others",
+        "optim",
+        dict.fromkeys(_IS_TRUE, None) | {"true": "adafactor", "1": "adafactor", "yes": "adafactor"},
+    ),
     "bf16_opt_level": Alias(REMOVED),
     "dispatch_batches": Alias("it moved into --accelerator_config"),
     "evaluation_strategy": Alias("transformers renamed it", "eval_strategy"),
@@ -120,7 +123,7 @@ def _flags(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Group a command line into flags and their values; values in front of the first flag get an empty name."""
     groups: list[tuple[str, list[str]]] = [("", [])]
     for argument in arguments:
-        if argument.startswith("--") and len(argument) > 2:
+        if argument.startswith("--") and argument != "--":
             name, has_value, value = argument[2:].partition("=")
             groups.append((name.replace("-", "_"), [value] if has_value else []))
         else:

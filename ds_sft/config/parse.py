@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     recipe = [] if not arguments or arguments[0].startswith("-") else recipe_arguments(Path(arguments[0]))
     translation = translate([*recipe, *(arguments[1:] if recipe else arguments)])
     os.environ.update(translation.environment)
-    classes = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
+    classes: Any = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
     parser = _Parser(classes, prog="train.py", allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
     namespace, unknown = parser.parse_known_args(list(translation.arguments))
     if unknown:

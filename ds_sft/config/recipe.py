@@ -50,7 +50,8 @@ class _Loader(yaml.SafeLoader):
             yaml.composer.ComposerError: At an alias.
         """
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+            event = self.get_event()
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", event.start_mark)
         return super().compose_node(parent, index)
 
 

@@ -1,4 +1,4 @@
-"""The datasets: eager and lazy, with the same samples in the same order, and the counters of what became of the data."""
+"""The datasets: eager and lazy, with the same samples in the same order; what became of the data is counted."""
 
 import logging
 from collections import Counter
@@ -53,9 +53,7 @@ class Encoder:
         Returns:
             Ids and labels.
         """
-        return encode(
-            draft, tokenizer=self.tokenizer, encode_text=self.family.encode_text, max_tokens=self.max_tokens
-        )
+        return encode(draft, tokenizer=self.tokenizer, encode_text=self.family.encode_text, max_tokens=self.max_tokens)
 
 
 @dataclass

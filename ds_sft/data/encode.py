@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def count_tokens(
-    segments: Sequence[Segment], *, tokenizer: "PreTrainedTokenizerBase", encode_text: EncodeText
-) -> int:
+def count_tokens(segments: Sequence[Segment], *, tokenizer: "PreTrainedTokenizerBase", encode_text: EncodeText) -> int:
     """Give the number of tokens that some segments become.
 
     Args:
@@ -26,9 +24,7 @@ def count_tokens(
     return len(_encode(segments, tokenizer, encode_text)[0])
 
 
-def encode(
-    draft: Draft, *, tokenizer: "PreTrainedTokenizerBase", encode_text: EncodeText, max_tokens: int
-) -> Example:
+def encode(draft: Draft, *, tokenizer: "PreTrainedTokenizerBase", encode_text: EncodeText, max_tokens: int) -> Example:
     """Turn one sample into ids and labels.
 
     The supervised tokens come from construction: no string or id is ever searched for.
@@ -57,10 +53,17 @@ def _encode(
     labels: list[int] = []
     for (kind, loss), run in groupby(segments, key=lambda segment: (segment.kind, segment.loss)):
         texts = [segment.text for segment in run]
-        if kind == "control":
-            new = [tokenizer.convert_tokens_to_ids(text) for text in texts]
-        else:
-            new = encode_text(tokenizer, "".join(texts))
+        new = _control_ids(texts, tokenizer) if kind == "control" else encode_text(tokenizer, "".join(texts))
         ids += new
         labels += new if loss else [IGNORE_INDEX] * len(new)
     return ids, labels
+
+
+def _control_ids(names: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    ids: list[int] = []
+    for name in names:
+        found = tokenizer.convert_tokens_to_ids(name)
+        if not isinstance(found, int) or found == tokenizer.unk_token_id:
+            raise AssertionError(f"the tokenizer does not know the control token {name!r}")
+        ids.append(found)
+    return ids

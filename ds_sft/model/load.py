@@ -1,5 +1,7 @@
 """Loads a model, partitioned from birth under ZeRO-3, and lets no weight be missing or left over."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
@@ -32,13 +34,19 @@ def load_model(
     kind = family.model_class(folder.config, folder.stored_names())
     dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
     try:
-        model, found = kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             folder.path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder.path}: weights must be loadable, but: {reason}; restore the files") from error
-    rules = {"missing_keys": "be stored", "unexpected_keys": "belong to the model", "mismatched_keys": "fit config.json"}
+    model: PreTrainedModel = loaded[0]
+    found: dict[str, set[Any]] = loaded[1]
+    rules = {
+        "missing_keys": "be stored",
+        "unexpected_keys": "belong to the model",
+        "mismatched_keys": "fit config.json",
+    }
     raise_together(
         [
             ModelError(f"{folder.path}: weight {_name(key)} must {rule}, but does not; restore the files")

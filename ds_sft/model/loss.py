@@ -1,8 +1,9 @@
 """The loss: a sum over supervised tokens, divided by their number in the whole global batch."""
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn import functional
-from transformers.utils import ModelOutput
 
 from ds_sft.contracts import IGNORE_INDEX
 
@@ -29,7 +30,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing:
 
 
 def token_mean_loss(
-    outputs: ModelOutput,
+    outputs: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     *,

@@ -38,18 +38,23 @@ def smart_tokenizer_and_embedding_resize(
 
 def _grow_embeddings(model: PreTrainedModel, *, num_rows: int) -> int:
     """Give both embeddings at least so many rows; returns how many were added to the input embedding."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    old = embedding.weight
-    missing = num_rows - full_shape(old)[0]
+    table = _weight(model.get_input_embeddings())
+    head = _weight(model.get_output_embeddings())  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    missing = num_rows - full_shape(table)[0]
     if missing <= 0:
         return 0
-    is_untied = head is not None and head.weight is not old
-    _replace(model, old, _with_mean_rows(old, missing))
-    if is_untied:
-        output = head.weight
-        _replace(model, output, _with_mean_rows(output, num_rows - full_shape(output)[0]))
+    _replace(model, table, _with_mean_rows(table, missing))
+    if head is not table:
+        _replace(model, head, _with_mean_rows(head, num_rows - full_shape(head)[0]))
     model.config.vocab_size = num_rows
     return missing
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter):
+        raise TypeError(f"the embedding's weight must be a parameter, but is a {type(weight).__name__}")
+    return weight
 
 
 def _with_mean_rows(old: torch.Tensor, num_new: int) -> nn.Parameter:

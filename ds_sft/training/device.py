@@ -21,7 +21,7 @@ def on_this_device(settings: Settings) -> Settings:
     """
     if torch.cuda.is_available():
         return settings
-    changes = {"use_cpu": True}
+    changes: dict[str, bool | None] = {"use_cpu": True}
     if not settings.training["use_cpu"]:
         log.info("no GPU found: training on the CPU (use_cpu: False -> True)")
     if settings.training["tf32"]:

@@ -84,7 +84,9 @@ def _number_faults(settings: Settings) -> Iterator[DsSftError]:
         epochs = settings.training["num_train_epochs"]
         yield ConfigError(f"num_train_epochs: must be above 0, but is {epochs}; or give --max_steps")
     if settings.data.num_data == 0 or settings.data.num_data < -1:
-        yield ConfigError(f"num_data: must be -1 (all) or at least 1, but is {settings.data.num_data}; give one of those")
+        yield ConfigError(
+            f"num_data: must be -1 (all) or at least 1, but is {settings.data.num_data}; give one of those"
+        )
 
 
 def _data_faults(settings: Settings) -> Iterator[DsSftError]:
@@ -111,7 +113,9 @@ def _lora_faults(settings: Settings) -> Iterator[DsSftError]:
     lora = settings.lora
     for name, value in (("lora_r", lora.lora_r), ("lora_weight_path", lora.lora_weight_path), ("q_lora", lora.q_lora)):
         if value:
-            yield ConfigError(f"{name}: adapters are not in this version, but it is {value}; leave it out to train fully")
+            yield ConfigError(
+                f"{name}: adapters are not in this version, but it is {value}; leave it out to train fully"
+            )
 
 
 def _output_faults(settings: Settings) -> Iterator[DsSftError]:

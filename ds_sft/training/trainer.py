@@ -47,6 +47,9 @@ class SftTrainer(Trainer):
         padding_side: Any = "right",
     ) -> None:
         self._family = family
+        self._tokenizer = tokenizer
+        self._save_dtype = _DTYPES[args.save_dtype]
+        self._output_dir = Path(str(args.output_dir))
         self._token_counts = torch.zeros(2, dtype=torch.long, device=args.device)
         self._tokens_seen = 0
         self._last_log = time.perf_counter()
@@ -153,9 +156,9 @@ class SftTrainer(Trainer):
         export_model(
             self.accelerator.unwrap_model(self.model),
             family=self._family,
-            tokenizer=self.processing_class,
-            into=Path(output_dir or self.args.output_dir),
-            dtype=_DTYPES[self.args.save_dtype],
+            tokenizer=self._tokenizer,
+            into=Path(output_dir) if output_dir else self._output_dir,
+            dtype=self._save_dtype,
             is_writer=self.args.should_save,
         )
 

@@ -16,7 +16,7 @@ def full_shape(parameter: torch.Tensor) -> torch.Size:
     Returns:
         Its full shape.
     """
-    return torch.Size(parameter.ds_shape) if _is_partitioned(parameter) else parameter.shape
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @contextmanager

@@ -10,16 +10,61 @@ from typing import Any
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError
 
 _KNOWN_KEYS = frozenset(
-    """activation_checkpointing aio amp autotuning bf16 checkpoint comms_logger communication_data_type
-    compile compression_training curriculum_learning data_efficiency data_types dataloader_drop_last
-    disable_allgather dump_state eigenvalue elasticity flops_profiler fp16 gradient_accumulation_dtype
-    gradient_accumulation_steps gradient_clipping gradient_predivide_factor hybrid_engine
-    load_from_fp32_weights memory_breakdown monitor_config csv_monitor optimizer pipeline
-    prescale_gradients progressive_layer_drop quantize_training scheduler seq_parallel_communication_data_type
-    sparse_attention sparse_gradients steps_per_print tensor_parallel tensorboard timers torch_autocast
-    train_batch_size train_micro_batch_size_per_gpu use_data_before_expert_parallelism wall_clock_breakdown
-    wandb zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization""".split()
+    (
+        "activation_checkpointing",
+        "aio",
+        "amp",
+        "autotuning",
+        "bf16",
+        "checkpoint",
+        "comms_logger",
+        "communication_data_type",
+        "compile",
+        "compression_training",
+        "csv_monitor",
+        "curriculum_learning",
+        "data_efficiency",
+        "data_types",
+        "dataloader_drop_last",
+        "disable_allgather",
+        "dump_state",
+        "eigenvalue",
+        "elasticity",
+        "flops_profiler",
+        "fp16",
+        "gradient_accumulation_dtype",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "gradient_predivide_factor",
+        "hybrid_engine",
+        "load_from_fp32_weights",
+        "memory_breakdown",
+        "monitor_config",
+        "optimizer",
+        "pipeline",
+        "prescale_gradients",
+        "progressive_layer_drop",
+        "quantize_training",
+        "scheduler",
+        "seq_parallel_communication_data_type",
+        "sparse_attention",
+        "sparse_gradients",
+        "steps_per_print",
+        "tensor_parallel",
+        "tensorboard",
+        "timers",
+        "torch_autocast",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "use_data_before_expert_parallelism",
+        "wall_clock_breakdown",
+        "wandb",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    )
 )
+_PARTITIONS_PARAMETERS = 3
 _POSITION = re.compile(r"\(char (\d+)\)")
 
 
@@ -106,7 +151,7 @@ def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"key {sorted(twice)[0]!r} stands there twice")
+        raise ValueError(f"key {min(twice)!r} stands there twice")
     return dict(pairs)
 
 
@@ -131,13 +176,12 @@ def _batch_faults(config: Mapping[str, Any], training: Mapping[str, Any], world_
         "gradient_accumulation_steps": (accumulation, f"--gradient_accumulation_steps {accumulation}"),
         "train_batch_size": (
             micro * accumulation * world_size,
-            f"{micro} per device x {accumulation} accumulation x {world_size} ranks = "
-            f"{micro * accumulation * world_size}",
+            f"{micro} per device x {accumulation} accumulation x {world_size} ranks",
         ),
     }
     for key, (value, told) in expected.items():
         if _is_set(config.get(key)) and config[key] != value:
-            yield f"{key}: must agree with the flags ({told}), but is {config[key]!r}; set it to \"auto\""
+            yield f'{key}: must agree with the flags ({told}), but is {config[key]!r}; set it to "auto"'
 
 
 def _precision_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
@@ -167,5 +211,5 @@ def _zero_faults(config: Mapping[str, Any]) -> Iterator[str]:
     stage = section.get("stage", 0) if isinstance(section, dict) else section
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         yield f"zero_optimization.stage: must be 0, 1, 2 or 3, but is {stage!r}; see ds_configs/README.md"
-    elif section.get("offload_param") and stage < 3:
+    elif section.get("offload_param") and stage < _PARTITIONS_PARAMETERS:
         yield f"zero_optimization.offload_param: needs stage 3, but stage is {stage}; remove it or use stage 3"

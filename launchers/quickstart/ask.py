@@ -33,7 +33,9 @@ def main() -> None:
         answer = ask(question, tokenizer, model)
         is_exact = answer == expected
         num_exact += is_exact
-        print(f"\nquestion: {question}\nexpected: {expected}\nanswer:   {answer}\n{'exact' if is_exact else 'DIFFERENT'}")
+        print(
+            f"\nquestion: {question}\nexpected: {expected}\nanswer:   {answer}\n{'exact' if is_exact else 'DIFFERENT'}"
+        )
     print(f"\n{num_exact} of {len(records)} answers are exact")
     sys.exit(num_exact < arguments.least)
 

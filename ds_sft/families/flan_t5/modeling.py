@@ -1,21 +1,21 @@
 """Flan-T5's model class: transformers' T5, but with the output head that Flan-T5 really has."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 _HEAD = "lm_head.weight"
 
 
-class UntiedT5(T5ForConditionalGeneration):
+class UntiedT5(T5ForConditionalGeneration):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     """T5 with an output head of its own, as Flan-T5 and T5 v1.1 have.
 
     transformers 5 sets `tie_word_embeddings` on every T5 (configuration_t5.py), so the trained head is lost when the
     vocabulary is resized, and under ZeRO-3 already when the model is loaded. Here only the input embeddings are shared.
     """
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
+    _tied_weights_keys = {  # noqa: RUF012  # transformers declares it so
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
     }

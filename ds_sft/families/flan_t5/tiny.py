@@ -36,8 +36,7 @@ def write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
         num_heads=4,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
+        **{"tie_word_embeddings": False, "decoder_start_token_id": 0},
     )
     torch.manual_seed(_SEED)
     model = UntiedT5(config)

@@ -70,11 +70,13 @@ def _with_exact_decoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeniz
     """
     backend = tokenizer.backend_tokenizer
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", ""), decoders.Fuse()])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         tokenizer_object=backend,
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token=SPECIAL_TOKENS["pad_token"],
+        **{
+            name: str(token)
+            for name, token in tokenizer.special_tokens_map.items()
+            if name != "additional_special_tokens"
+        },
         chat_template=CHAT_TEMPLATE,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
