@@ -14,6 +14,17 @@ from ds_sft.families.flan_t5.modeling import UntiedT5, published_config
 
 _SEED = 20260
 _LARGEST_VOCABULARY = 1200
+_SHAPE = {
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+}
 
 
 def write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
@@ -27,17 +38,7 @@ def write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(_sentencepiece_model(texts))
-    config = T5Config(
-        vocab_size=len(T5Tokenizer.from_pretrained(folder)),
-        d_model=128,
-        d_kv=32,
-        d_ff=256,
-        num_layers=2,
-        num_heads=4,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        **{"tie_word_embeddings": False, "decoder_start_token_id": 0},
-    )
+    config = T5Config.from_dict({**_SHAPE, "vocab_size": len(T5Tokenizer.from_pretrained(folder))})
     torch.manual_seed(_SEED)
     model = UntiedT5(config)
     with torch.no_grad():
