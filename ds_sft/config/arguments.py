@@ -79,7 +79,7 @@ class TrainingArguments(transformers.TrainingArguments):
     save_dtype: Literal["bf16", "fp16", "fp32"] = field(
         default="bf16", metadata={"help": "Number format of the exported weights."}
     )
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036  # HfArgumentParser reads unions only in this order
         default="tensorboard", metadata={"help": "Trackers, for example tensorboard, wandb, trackio or none."}
     )
     logging_steps: float = field(default=10, metadata={"help": "A line every so many steps; below 1 a share of all."})

@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
             yaml.composer.ComposerError: At an alias.
         """
         if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
+            event = self.get_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", event.start_mark)
         return super().compose_node(parent, index)
 

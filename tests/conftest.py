@@ -1,0 +1,47 @@
+"""What every test may use: a tiny checkpoint, the shipped conversations, and golden files."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported anywhere: forked ranks must not inherit a pool of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our own switches."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture(scope="session")
+def conversations_file() -> Path:
+    """The conversations that the quick start ships."""
+    return ROOT / "launchers" / "quickstart" / "conversations.json"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, conversations_file: Path) -> Path:
+    """A tiny Flan-T5-shaped checkpoint with an untied head."""
+    from ds_sft.data.read import read_conversations
+    from ds_sft.families import family_named
+
+    folder = tmp_path_factory.mktemp("tiny")
+    texts = [
+        turn.text
+        for conversation in read_conversations(conversations_file)
+        for turn in conversation.turns
+        if isinstance(turn.text, str)
+    ]
+    family_named("flan_t5").write_tiny_checkpoint(folder, texts)
+    return folder
+
+
+@pytest.fixture
+def deepspeed_config(request: pytest.FixtureRequest) -> Path:
+    """One of the shipped DeepSpeed files, by stage."""
+    return ROOT / "ds_configs" / f"zero{request.param}.json"
