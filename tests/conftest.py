@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "ds_configs"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,8 +7,15 @@ from typing import Any
 
 import torch
 
+from ds_sft.config.parse import build_training_arguments, parse
+from ds_sft.families import family_of
+from ds_sft.model.folder import find_model_folder
+from ds_sft.model.load import load_model
+from ds_sft.model.vocab import smart_tokenizer_and_embedding_resize
+from ds_sft.reporting import rank
 from ds_sft.train import train
-from ds_sft.zero.gather import stream_parameters
+from ds_sft.zero import distributed
+from ds_sft.zero.gather import gathered, stream_parameters
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,57 @@ def weights_after(flags: list[str]) -> dict[str, list[float]]:
 def read_json(file: Path) -> Any:
     """Give the content of a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Both embeddings of a checkpoint before and after growing, as this rank sees them, and whether they are one."""
+
+    old_input: list[list[float]]
+    old_output: list[list[float]]
+    new_input: list[list[float]]
+    new_output: list[list[float]]
+    is_tied: bool
+    is_encoder_tied: bool
+    num_added: int
+
+
+def grow_vocabulary(checkpoint: Path, config: Path | None, output: Path, tokens: list[str], seed: int) -> Grown:
+    """Load a checkpoint as the main job does and add tokens; ranks draw different random numbers."""
+    settings = parse(main_flags(checkpoint, Path("unused"), output, use_cpu=True, **_deepspeed(config)))
+    if config is not None:
+        distributed.start(on_cpu=True)
+    args = build_training_arguments(settings)
+    folder = find_model_folder(str(checkpoint), cache_dir=None)
+    family = family_of(folder.config, folder=folder.path)
+    model: Any = load_model(folder, family=family, args=args, attn_implementation="sdpa")
+    old_input, old_output = _both_embeddings(model)
+    torch.manual_seed(seed + rank())
+    tokenizer = family.load_tokenizer(checkpoint)
+    num_added = smart_tokenizer_and_embedding_resize({}, tokens, tokenizer, model)
+    new_input, new_output = _both_embeddings(model)
+    return Grown(
+        old_input,
+        old_output,
+        new_input,
+        new_output,
+        is_tied=model.get_input_embeddings().weight is model.get_output_embeddings().weight,
+        is_encoder_tied=model.get_encoder().embed_tokens.weight is model.get_input_embeddings().weight,
+        num_added=num_added,
+    )
+
+
+def _both_embeddings(model: Any) -> tuple[list[list[float]], list[list[float]]]:
+    weights = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    with gathered(weights):
+        return weights[0].detach().clone().tolist(), weights[1].detach().clone().tolist()
+
+
+def _deepspeed(config: Path | None) -> dict[str, Any]:
+    return {} if config is None else {"deepspeed": config}
+
+
+def evaluate(flags: list[str]) -> dict[str, float]:
+    """Run the main job and give its last evaluation."""
+    trainer = train(flags)
+    return [row for row in trainer.state.log_history if "eval_loss" in row][-1]

@@ -51,18 +51,19 @@ def run_ranks(job: Callable[..., Result], *arguments: Any, world_size: int) -> l
             process.join()
 
 
-def _results(receivers: "list[Connection]") -> list[Any]:
+def _results(receivers: list[Any]) -> list[Any]:
     """Collect one result from each rank; the first failure ends the wait, because the others may then hang."""
     results: dict[int, Any] = {}
     while len(results) < len(receivers):
-        open_receivers = [receiver for index, receiver in enumerate(receivers) if index not in results]
-        ready = wait(open_receivers, timeout=TIMEOUT_SECONDS)
+        ready: list[Any] = wait(
+            [receivers[rank] for rank in range(len(receivers)) if rank not in results], TIMEOUT_SECONDS
+        )
         if not ready:
             raise AssertionError(f"no rank answered within {TIMEOUT_SECONDS} s; done are {sorted(results)}")
         for receiver in ready:
-            rank = receivers.index(receiver)  # type: ignore[arg-type]  # `wait` gives back what it was given
+            rank = receivers.index(receiver)
             try:
-                is_done, value = receiver.recv()  # type: ignore[union-attr]  # as above
+                is_done, value = receiver.recv()
             except EOFError:
                 raise AssertionError(f"rank {rank} died without a word") from None
             if not is_done:

@@ -88,3 +88,6 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     disable_tqdm: bool | None = field(default=True, metadata={"help": "We print plain lines instead of a bar."})
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints to keep."})
+    log_level_replica: str = field(
+        default="error", metadata={"help": "What transformers may say on other ranks than the first of a host."}
+    )

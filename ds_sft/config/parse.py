@@ -76,8 +76,9 @@ def parse(arguments: Sequence[str]) -> Settings:
     Raises:
         UsageError: For flags that do not exist and values of the wrong type.
     """
-    recipe = [] if not arguments or arguments[0].startswith("-") else recipe_arguments(Path(arguments[0]))
-    translation = translate([*recipe, *(arguments[1:] if recipe else arguments)])
+    has_recipe = bool(arguments) and not arguments[0].startswith("-")
+    recipe = recipe_arguments(Path(arguments[0])) if has_recipe else []
+    translation = translate([*recipe, *(arguments[1:] if has_recipe else arguments)])
     os.environ.update(translation.environment)
     classes: Any = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
     parser = _Parser(classes, prog="train.py", allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)

@@ -27,17 +27,19 @@ class _Loader(yaml.SafeLoader):
             The mapping.
 
         Raises:
-            yaml.constructor.ConstructorError: When a key stands there twice.
+            yaml.constructor.ConstructorError: When a key stands there twice, or is a list or mapping itself.
         """
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose a node and refuse aliases, which a small file could unfold into gigabytes.
+        """Compose a node and refuse aliases, which a small file could unfold into gigabytes, and tags.
 
         Args:
             parent: As in PyYAML.
@@ -47,11 +49,14 @@ class _Loader(yaml.SafeLoader):
             The node.
 
         Raises:
-            yaml.composer.ComposerError: At an alias.
+            yaml.composer.ComposerError: At an alias or a tag.
         """
-        if self.check_event(yaml.AliasEvent):
-            event = self.get_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", event.start_mark)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it untyped
+        mark = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
+            raise yaml.composer.ComposerError(None, None, f"tags ({event.tag}) are not read", mark)
         return super().compose_node(parent, index)
 
 
@@ -77,16 +82,19 @@ def recipe_arguments(path: Path) -> list[str]:
         raise MissingInputError(
             f"recipe: file must exist, but {path} does not; check the path (flags begin with two dashes)"
         )
-    text = path.read_text(encoding="utf-8", errors="replace")[:_MOST_BYTES]
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ConfigError(f"{path}: recipe must have at most {_MOST_BYTES} bytes, but has {size}; is it a recipe?")
     try:
         # S506 is about unsafe loaders; ours is a SafeLoader with more refusals.
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8", errors="replace"), Loader=_Loader)  # noqa: S506
+        flags = [_flag(str(name), value) for name, value in content.items()] if isinstance(content, dict) else None
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError) as error:
         raise ConfigError(f"{path}: recipe must be plain YAML, but: {_one_line(error)}; mend that line") from error
-    if not isinstance(content, dict):
+    if flags is None:
         kind = type(content).__name__
         raise ConfigError(f"{path}: recipe must map flag names to values, but is a {kind}; write `name: value` lines")
-    return [word for name, value in content.items() for word in _flag(str(name), value)]
+    return [word for flag in flags for word in flag]
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -1,20 +1,19 @@
 """Shows and keeps the settings a run really has."""
 
 import logging
-from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ds_sft.config.arguments import DataArguments, LoraArguments, ModelArguments, TrainingArguments
-from ds_sft.config.parse import Settings
+from ds_sft.config.parse import Settings, parse
 
 log = logging.getLogger(__name__)
 
 FILE = "ds_sft.resolved.yaml"
 _NOT_OF_THE_RUN = ("local_rank",)
+_REQUIRED = ("model_name_or_path", "data_path", "output_dir")
 
 
 def show_settings(settings: Settings) -> None:
@@ -25,7 +24,7 @@ def show_settings(settings: Settings) -> None:
     """
     defaults = _defaults()
     for name, value in _plain(settings).items():
-        if name not in defaults or (defaults[name] or None) != (value or None):
+        if name in _REQUIRED or value != defaults[name]:
             log.info("  %s: %s", name, value)
 
 
@@ -40,7 +39,8 @@ def write_settings(settings: Settings, *, into: Path) -> Path:
         The written file.
     """
     path = into / FILE
-    content = {name: value for name, value in _plain(settings).items() if value is not None}
+    # A flag can neither be given without a value nor with an empty list.
+    content = {name: value for name, value in _plain(settings).items() if value is not None and value != []}
     path.write_text(yaml.safe_dump(content, sort_keys=True, allow_unicode=True), encoding="utf-8")
     return path
 
@@ -55,9 +55,5 @@ def _plain(settings: Settings) -> dict[str, Any]:
 
 
 def _defaults() -> dict[str, Any]:
-    return {
-        field.name: field.default.value if isinstance(field.default, Enum) else field.default
-        for kind in (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
-        for field in fields(kind)
-        if field.init
-    }
+    """Give the values that the parser itself fills in, which are not always those of the dataclasses."""
+    return _plain(parse([word for name in _REQUIRED for word in (f"--{name}", "unset")]))

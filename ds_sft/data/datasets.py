@@ -122,16 +122,16 @@ def load_datasets(data: DataArguments, *, encoder: Encoder) -> tuple[SampleDatas
     Returns:
         The training samples, and the evaluation samples where a file is given.
     """
-    cache = Path(data.preprocessed_path) if data.preprocessed_path else None
+    cache = Path(data.preprocessed_path).expanduser() if data.preprocessed_path else None
     if cache is not None and cache.is_file():
         train = _read_samples(cache)
     else:
-        train = build_dataset(Path(data.data_path), data=data, encoder=encoder)
+        train = build_dataset(Path(data.data_path).expanduser(), data=data, encoder=encoder)
         if cache is not None and rank() == 0:
             _write_samples(train, cache)
     if not data.eval_data_path:
         return train, None
-    return train, build_dataset(Path(data.eval_data_path), data=data, encoder=encoder)
+    return train, build_dataset(Path(data.eval_data_path).expanduser(), data=data, encoder=encoder)
 
 
 def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder) -> SampleDataset:

@@ -110,14 +110,25 @@ def _array_fault(path: Path, content: bytes, error: Exception) -> DataError:
 def _byte_of(error: Exception, content: bytes) -> int:
     """Give the offset of a fault; text that ends too early is at fault where it ends."""
     if isinstance(error, UnicodeDecodeError):
-        return error.start
+        return _first_bad_byte(content)
     found = _BYTE.search(str(error))
     return int(found[1]) if found else len(content)
+
+
+def _first_bad_byte(content: bytes) -> int:
+    """Give the offset in the whole content; msgspec counts from the start of the string."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(content)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 ({error.reason})"
     return _BYTE.sub("", str(error)).strip()
 
 

@@ -3,15 +3,46 @@
 import logging
 import resource
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ds_sft.zero.settings import write_resolved
+
 log = logging.getLogger(__name__)
 
 _KIB_PER_GIB = 2**20
 _BYTES_PER_GIB = 2**30
+
+
+class ResolvedConfigCallback(TrainerCallback):
+    """Keeps the DeepSpeed config that the engine really runs with, as soon as every "auto" has its value.
+
+    Args:
+        config: Filled by transformers just before training begins.
+        into: The run's folder.
+    """
+
+    def __init__(self, config: Mapping[str, Any], into: Path) -> None:
+        self._config = config
+        self._into = into
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the file, on rank zero.
+
+        Args:
+            args: Unused.
+            state: Tells whether this rank writes.
+            control: Unused.
+            **kwargs: Unused.
+        """
+        if state.is_world_process_zero:
+            write_resolved(self._config, into=self._into)
 
 
 class ProgressCallback(TrainerCallback):

@@ -16,7 +16,7 @@ from ds_sft.contracts import IGNORE_INDEX, Family
 from ds_sft.data.collate import Batch, DataCollatorForSupervisedDataset
 from ds_sft.model.loss import token_losses, token_mean_loss
 from ds_sft.save.export import export_model
-from ds_sft.training.callbacks import ProgressCallback
+from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _TENSOR_CORE_MULTIPLE = 8
@@ -67,6 +67,9 @@ class SftTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._loss_shifts_labels = False
         self.remove_callback(PrinterCallback)
+        if self.is_deepspeed_enabled:
+            plugin = self.accelerator.state.deepspeed_plugin
+            self.add_callback(ResolvedConfigCallback(plugin.hf_ds_config.config, self._output_dir))
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None

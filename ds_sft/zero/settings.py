@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,42 +14,40 @@ _KNOWN_KEYS = frozenset(
     (
         "activation_checkpointing",
         "aio",
-        "amp",
         "autotuning",
         "bf16",
+        "bfloat16",
         "checkpoint",
+        "comet",
         "comms_logger",
         "communication_data_type",
         "compile",
-        "compression_training",
         "csv_monitor",
-        "curriculum_learning",
         "data_efficiency",
+        "data_parallel_size",
         "data_types",
         "dataloader_drop_last",
+        "datastates_ckpt",
         "disable_allgather",
+        "disable_python_gc",
         "dump_state",
-        "eigenvalue",
-        "elasticity",
+        "expert_parallel",
         "flops_profiler",
         "fp16",
-        "gradient_accumulation_dtype",
         "gradient_accumulation_steps",
+        "gradient_allreduce_op",
         "gradient_clipping",
         "gradient_predivide_factor",
         "hybrid_engine",
-        "load_from_fp32_weights",
+        "log_level",
+        "managed_gradient_accumulation",
         "memory_breakdown",
-        "monitor_config",
         "optimizer",
         "pipeline",
         "prescale_gradients",
-        "progressive_layer_drop",
-        "quantize_training",
         "scheduler",
         "seq_parallel_communication_data_type",
-        "sparse_attention",
-        "sparse_gradients",
+        "sequence_parallel_size",
         "steps_per_print",
         "tensor_parallel",
         "tensorboard",
@@ -57,8 +56,10 @@ _KNOWN_KEYS = frozenset(
         "train_batch_size",
         "train_micro_batch_size_per_gpu",
         "use_data_before_expert_parallelism",
+        "vocabulary_size",
         "wall_clock_breakdown",
         "wandb",
+        "weight_quantization",
         "zero_allow_untested_optimizer",
         "zero_force_ds_cpu_optimizer",
         "zero_optimization",
@@ -110,6 +111,7 @@ def deepspeed_faults(
     """
     lines = [
         *_unknown_keys(config),
+        *_shape_faults(config),
         *_batch_faults(config, training, world_size),
         *_precision_faults(config, training),
         *_mirrored_faults(config, training),
@@ -127,8 +129,7 @@ def zero_stage(config: Mapping[str, Any] | None) -> int:
     Returns:
         0 to 3.
     """
-    section = (config or {}).get("zero_optimization", {})
-    stage = section.get("stage", 0) if isinstance(section, dict) else 0
+    stage = _section(config or {}, "zero_optimization").get("stage", 0)
     return stage if isinstance(stage, int) else 0
 
 
@@ -143,7 +144,9 @@ def write_resolved(config: Mapping[str, Any], *, into: Path) -> Path:
         The written file.
     """
     path = into / "ds_sft.resolved.deepspeed.json"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    # accelerate silences DeepSpeed's own step report with an infinite interval, which JSON has no word for.
+    plain = {key: value for key, value in config.items() if value != math.inf}
+    path.write_text(json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
     return path
 
 
@@ -157,6 +160,25 @@ def _no_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _is_set(value: Any) -> bool:
     return value is not None and value != "auto"
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Give an inner object; an empty one where it is missing or `_shape_faults` has a fault to tell."""
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _shape_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    """Check that what must be an object is one."""
+    for parent, prefix, name in (
+        (config, "", "bf16"),
+        (config, "", "fp16"),
+        (config, "", "optimizer"),
+        (config, "", "zero_optimization"),
+        (_section(config, "optimizer"), "optimizer.", "params"),
+    ):
+        if name in parent and not isinstance(parent[name], dict):
+            yield f"{prefix}{name}: must be a JSON object, but is {parent[name]!r}; see ds_configs/"
 
 
 def _unknown_keys(config: Mapping[str, Any]) -> Iterator[str]:
@@ -186,7 +208,7 @@ def _batch_faults(config: Mapping[str, Any], training: Mapping[str, Any], world_
 
 def _precision_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
     for name in ("bf16", "fp16"):
-        enabled = (config.get(name) or {}).get("enabled")
+        enabled = _section(config, name).get("enabled")
         flag = bool(training[name])
         if _is_set(enabled) and bool(enabled) != flag:
             yield f'{name}.enabled: must agree with --{name} {flag}, but is {enabled!r}; set it to "auto"'
@@ -194,7 +216,7 @@ def _precision_faults(config: Mapping[str, Any], training: Mapping[str, Any]) ->
 
 def _mirrored_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
     """Check the values that stand in the file and in a flag."""
-    parameters = (config.get("optimizer") or {}).get("params") or {}
+    parameters = _section(_section(config, "optimizer"), "params")
     pairs = [
         ("gradient_clipping", config.get("gradient_clipping"), "max_grad_norm", training["max_grad_norm"]),
         ("optimizer.params.lr", parameters.get("lr"), "learning_rate", training["learning_rate"]),
@@ -207,8 +229,8 @@ def _mirrored_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> 
 
 
 def _zero_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    section = config.get("zero_optimization", {})
-    stage = section.get("stage", 0) if isinstance(section, dict) else section
+    section = _section(config, "zero_optimization")
+    stage = section.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         yield f"zero_optimization.stage: must be 0, 1, 2 or 3, but is {stage!r}; see ds_configs/README.md"
     elif section.get("offload_param") and stage < _PARTITIONS_PARAMETERS:

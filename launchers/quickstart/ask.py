@@ -7,10 +7,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import logging
 
 NUM_QUESTIONS = 8
 
@@ -22,8 +23,8 @@ def main() -> None:
     parser.add_argument("conversations", type=Path)
     parser.add_argument("--least", type=int, default=0, help="exit with 1 when fewer answers are exact")
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as above
     tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.checkpoint).eval()
     records = json.loads(arguments.conversations.read_text(encoding="utf-8"))[:NUM_QUESTIONS]
@@ -40,7 +41,7 @@ def main() -> None:
     sys.exit(num_exact < arguments.least)
 
 
-def ask(question: str, tokenizer: AutoTokenizer, model: AutoModelForSeq2SeqLM) -> str:
+def ask(question: str, tokenizer: Any, model: Any) -> str:
     """Give the greedy answer to one question.
 
     Args:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import CONFIGS
 from tests.jobs import Trained, main_flags, train_and_log
 from tests.ranks import run_ranks
 
 STEPS = 8
-CONFIGS = Path(__file__).parent.parent.parent / "ds_configs"
+
 ZERO2, ZERO3 = {"deepspeed": CONFIGS / "zero2.json"}, {"deepspeed": CONFIGS / "zero3.json"}
 TWO_BY_TWO = {"per_device_train_batch_size": 2}
 SPLITS: dict[str, tuple[int, dict[str, Any]]] = {

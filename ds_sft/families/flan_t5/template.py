@@ -19,11 +19,10 @@ END = Segment("control", "</s>")
 LOSS_END = Segment("control", "</s>", loss=True)
 
 CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{{ messages[0]['content'] + '\n\n' }}{%- set turns = messages[1:] -%}"
-    "{%- else -%}"
-    "{{ '" + DEFAULT_SYSTEM.replace("'", "\\'") + "' + '\n\n' }}{%- set turns = messages -%}"
-    "{%- endif -%}"
+    "{%- set has_system = messages[0]['role'] == 'system' -%}"
+    "{%- set turns = messages[1:] if has_system else messages -%}"
+    "{%- if has_system and messages[0]['content'].strip() -%}{{ messages[0]['content'] + '\n\n' }}"
+    "{%- else -%}{{ '" + DEFAULT_SYSTEM.replace("'", "\\'") + "' + '\n\n' }}{%- endif -%}"
     "{%- for turn in turns -%}"
     "{%- if turn['role'] == 'user' -%}{{ '### Human: ' + turn['content'] + '\n' }}"
     "{%- elif turn['role'] == 'assistant' -%}{{ '### Assistant: ' + turn['content'] + '\n' }}"

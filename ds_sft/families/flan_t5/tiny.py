@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import T5Config, T5Tokenizer
 
 from ds_sft.families.flan_t5.modeling import UntiedT5, published_config
+from ds_sft.families.flan_t5.template import OTHER_TOKENS
 
 _SEED = 20260
 _LARGEST_VOCABULARY = 1200
@@ -54,8 +55,10 @@ def write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
 def _sentencepiece_model(texts: Sequence[str]) -> bytes:
     """Train a unigram model with T5's ids for padding, end and unknown."""
     model = io.BytesIO()
+    # Like T5's own model, this one has no piece for the tokens that the family adds.
+    without = str.maketrans(dict.fromkeys("".join(OTHER_TOKENS).replace("\n", "").replace(" ", ""), " "))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in texts for line in text.splitlines() if line.strip()),
+        sentence_iterator=iter(line for text in texts for line in text.translate(without).splitlines() if line.strip()),
         model_writer=model,
         vocab_size=_LARGEST_VOCABULARY,
         hard_vocab_limit=False,

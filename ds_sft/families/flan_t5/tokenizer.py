@@ -11,6 +11,9 @@ from ds_sft.families.flan_t5.template import CHAT_TEMPLATE, OTHER_TOKENS, SPECIA
 
 _CONTROL_START = re.compile(r"<(?=/s>|pad>|unk>|extra_id_\d+>)")
 """The first character of text that spells a control token of the SentencePiece model."""
+_CONTROL = re.compile(r"</s>|<pad>|<extra_id_\d+>")
+_BEHIND_LOOKALIKE = re.compile("(?<=[\ufe64\uff1c])")
+"""T5's normaliser makes `<` of these two characters, and so `</s>` of its full-width form."""
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -29,7 +32,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = []
     start = 0
     for end in [*(found.end() for found in _CONTROL_START.finditer(text)), len(text)]:
-        ids += tokenizer(text[start:end], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids += _literal_ids(tokenizer, text[start:end])
         start = end
     return ids
 
@@ -60,6 +63,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # Not normalised: T5's normaliser turns newline and tab into a space, and three tokens would collide.
     loaded.add_tokens([AddedToken(token, normalized=False) for token in OTHER_TOKENS])
     return _with_exact_decoder(loaded)
+
+
+def _literal_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encode text without `<` in front of a control token's rest; only full-width forms can still become one."""
+    ids = _ids(tokenizer, text)
+    parts = _BEHIND_LOOKALIKE.split(text)
+    if len(parts) == 1 or not any(_CONTROL.fullmatch(token) for token in tokenizer.convert_ids_to_tokens(ids)):
+        return ids
+    return [token_id for part in parts for token_id in _ids(tokenizer, part)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def _with_exact_decoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# From a fresh checkout to a fine-tuned, loadable model: bash launchers/quickstart.sh [FLAGS FOR THE MAIN JOB]
+#
+# It makes .venv, makes a tiny Flan-T5-shaped checkpoint, fine-tunes it under DeepSpeed ZeRO-3 (on GPUs where there
+# are any, else on two CPU ranks), exports it, loads the result in a new process with plain transformers and asks it
+# eight of its training questions. Everything is written below runs/quickstart; a second run installs nothing.
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+family=flan_t5
+here="$ds_sft_root/launchers/quickstart"
+work="${QUICKSTART_DIR:-$ds_sft_root/runs/quickstart}"
+conversations="$here/conversations.json"
+tiny="$work/$family/tiny"
+tuned="$work/$family/tuned"
+
+ensure_venv
+use_cpu_where_there_is_no_gpu
+export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1
+started=$SECONDS
+
+say "1/4 a tiny checkpoint: random weights, a tokenizer of its own"
+"$python" "$here/make_checkpoint.py" "$family" "$conversations" "$tiny"
+
+devices="$(count_devices)"
+say "2/4 fine-tuning on $devices ranks under ZeRO-3"
+(
+    set -x
+    deepspeed --num_gpus "$devices" --master_port "$(free_port)" "$ds_sft_root/ds_sft/train.py" \
+        --deepspeed "$ds_sft_root/ds_configs/zero3.json" \
+        --model_name_or_path "$tiny" \
+        --data_path "$conversations" \
+        --output_dir "$tuned" \
+        --max_steps 400 \
+        --per_device_train_batch_size "$((16 / devices > 0 ? 16 / devices : 1))" \
+        --learning_rate 2e-3 \
+        --lr_scheduler_type cosine \
+        --warmup_steps 20 \
+        --logging_steps 20 \
+        --save_strategy no \
+        "$@"
+)
+
+say "3/4 loading the result with plain transformers and asking it eight training questions"
+is_learnt=0
+"$python" "$here/ask.py" "$tuned" "$conversations" --least 7 || is_learnt=$?
+
+say "4/4 the loss curve"
+"$python" "$here/plot_loss.py" "$tuned"
+
+say "done in $((SECONDS - started)) s without installation; what to try next:"
+cat << NEXT
+  the model            $tuned
+  its loss curve       $tuned/loss.png
+  in TensorBoard       $venv/bin/tensorboard --logdir $tuned/runs
+  your own data        $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py --deepspeed $ds_sft_root/ds_configs/zero3.json \\
+                         --model_name_or_path google/flan-t5-base --data_path YOUR.json --output_dir OUT --bf16 True
+  the same run again   $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py $tuned/ds_sft.resolved.yaml
+  all settings         $venv/bin/python $ds_sft_root/ds_sft/train.py --help
+  the tests            bash $ds_sft_root/tests/run.sh
+NEXT
+exit "$is_learnt"

@@ -1,0 +1,170 @@
+"""What is exported is what was trained, and plain transformers loads it without a word."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from ds_sft.config.arguments import DataArguments
+from ds_sft.data.datasets import Encoder, build_dataset
+from ds_sft.families import family_named
+from tests.conftest import CONFIGS
+from tests.jobs import main_flags, read_json, train_and_log
+from tests.ranks import run_ranks
+from tests.reference import reference_model, summed_loss
+
+NUM_SAMPLES = 4
+RATE = 0.5
+STAGES: dict[str, tuple[int, dict[str, Any]]] = {
+    "no DeepSpeed": (1, {"per_device_train_batch_size": 4}),
+    "ZeRO-3": (2, {"per_device_train_batch_size": 2, "deepspeed": CONFIGS / "zero3.json"}),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A run's folder and the weights it must hold."""
+
+    folder: Path
+    expected: dict[str, torch.Tensor]
+    before: dict[str, torch.Tensor]
+    used_rows: set[int]
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def exported(
+    request: pytest.FixtureRequest,
+    tiny_checkpoint: Path,
+    conversations_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Exported:
+    """One SGD step over the first four samples, exported in fp32; and the same step by hand."""
+    world_size, changes = STAGES[request.param]
+    folder = tmp_path_factory.mktemp("exported")
+    flags = main_flags(
+        tiny_checkpoint,
+        conversations_file,
+        folder,
+        num_data=NUM_SAMPLES,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=RATE,
+        max_grad_norm=0,
+        **changes,
+    )
+    run_ranks(train_and_log, flags, world_size=world_size)
+    return Exported(folder, *_one_step_by_hand(tiny_checkpoint, conversations_file))
+
+
+def _one_step_by_hand(
+    checkpoint: Path, conversations: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], set[int]]:
+    family = family_named("flan_t5")
+    tokenizer = family.load_tokenizer(checkpoint)
+    data = DataArguments(data_path=str(conversations), num_data=NUM_SAMPLES)
+    samples = build_dataset(conversations, data=data, encoder=Encoder(family, tokenizer, 2048))
+    rows = [samples[index] for index in range(len(samples))]
+    model = reference_model(checkpoint, num_rows=len(tokenizer))
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    total, num_tokens = summed_loss(model, rows)
+    (total / num_tokens).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    after = {
+        name: (tensor - RATE * tensor.grad).detach()
+        for name, tensor in model.named_parameters()
+        if tensor.grad is not None
+    }
+    decoder_start = {0}
+    used = decoder_start.union(*(set(row["input_ids"]) | set(row["labels"][:-1]) for row in rows))
+    return after, before, used
+
+
+def test_every_weight_is_what_one_step_by_hand_gives(exported: Exported) -> None:
+    stored = load_file(exported.folder / "model.safetensors")
+    shared = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    assert set(stored) == set(exported.expected) - shared
+    for name, tensor in stored.items():
+        torch.testing.assert_close(tensor, exported.expected[name], atol=2e-6, rtol=1e-5, msg=name)
+
+
+def test_the_head_was_trained_as_its_own_parameter(exported: Exported) -> None:
+    stored = load_file(exported.folder / "model.safetensors")
+    assert not torch.equal(stored["lm_head.weight"], stored["shared.weight"])
+    assert not torch.equal(stored["lm_head.weight"], exported.before["lm_head.weight"])
+
+
+def test_rows_of_tokens_that_no_sample_uses_stay_bit_equal(exported: Exported) -> None:
+    stored = load_file(exported.folder / "model.safetensors")["shared.weight"]
+    num_old = len(exported.before["shared.weight"]) - 10
+    unused = [row for row in range(num_old) if row not in exported.used_rows]
+    assert len(unused) > len(exported.used_rows)
+    assert torch.equal(stored[unused], exported.before["shared.weight"][unused])
+
+
+def test_plain_transformers_loads_it_with_no_key_missing_and_none_left_over(exported: Exported) -> None:
+    model, found = AutoModelForSeq2SeqLM.from_pretrained(exported.folder, output_loading_info=True)
+    assert {name: found[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")} == {
+        "missing_keys": set(),
+        "unexpected_keys": set(),
+        "mismatched_keys": set(),
+    }
+    torch.testing.assert_close(model.lm_head.weight.detach(), exported.expected["lm_head.weight"], atol=2e-6, rtol=1e-5)
+    assert model.encoder.embed_tokens.weight is model.shared.weight
+
+
+def test_config_says_untied_and_nothing_of_this_machine(exported: Exported) -> None:
+    config = read_json(exported.folder / "config.json")
+    assert config["tie_word_embeddings"] is False
+    assert config["architectures"] == ["T5ForConditionalGeneration"]
+    assert config["dtype"] == "float32"
+    assert config["use_cache"] is True
+    assert "_name_or_path" not in config
+
+
+def test_no_file_is_narrower_than_the_umask_and_none_is_a_pickle(exported: Exported) -> None:
+    current = os.umask(0)
+    os.umask(current)
+    files = [file for file in exported.folder.iterdir() if file.is_file()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~current}
+    assert {file.suffix for file in files} <= {".json", ".safetensors", ".jinja", ".md", ".yaml"}
+
+
+def test_the_folder_holds_what_users_expect(exported: Exported) -> None:
+    names = {file.name for file in exported.folder.iterdir()}
+    assert names >= {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
+        "trainer_state.json",
+        "ds_sft.resolved.yaml",
+    }
+
+
+def test_the_saved_tokenizer_gives_the_same_ids_and_the_text_back(exported: Exported, tiny_checkpoint: Path) -> None:
+    text = "def f(x):\n\treturn {x: [1]}  # `a` \\ ^ <b>"
+    ours = family_named("flan_t5").load_tokenizer(tiny_checkpoint)
+    saved = AutoTokenizer.from_pretrained(exported.folder)
+    assert saved(text)["input_ids"] == ours(text)["input_ids"]
+    known = "Write {a}\n\tto `b`  <c>"
+    assert saved.decode(saved(known)["input_ids"], skip_special_tokens=True) == known
+
+
+def test_weights_are_16_bit_unless_asked_otherwise(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    flags = main_flags(tiny_checkpoint, conversations_file, tmp_path, num_data=2, max_steps=1)
+    index = flags.index("--save_dtype")
+    run_ranks(train_and_log, flags[:index] + flags[index + 2 :], world_size=1)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+    assert read_json(tmp_path / "config.json")["dtype"] == "bfloat16"
