@@ -31,11 +31,10 @@ say "2/4 fine-tuning on $devices ranks under ZeRO-3"
         --model_name_or_path "$tiny" \
         --data_path "$conversations" \
         --output_dir "$tuned" \
-        --max_steps 400 \
+        --max_steps 250 \
         --per_device_train_batch_size "$((16 / devices > 0 ? 16 / devices : 1))" \
-        --learning_rate 2e-3 \
-        --lr_scheduler_type cosine \
-        --warmup_steps 20 \
+        --learning_rate 2.5e-3 \
+        --warmup_steps 10 \
         --logging_steps 20 \
         --save_strategy no \
         "$@"

@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 
 TIMEOUT_SECONDS = 240
 _PRELOADED = ["torch", "transformers", "deepspeed", "accelerate.utils.deepspeed", "ds_sft.train", "tests.jobs"]
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(_PRELOADED)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 def run_ranks(job: Callable[..., Result], *arguments: Any, world_size: int) -> list[Result]:
@@ -34,10 +34,10 @@ def run_ranks(job: Callable[..., Result], *arguments: Any, world_size: int) -> l
     Raises:
         AssertionError: When a rank fails, with its traceback, or when they take too long.
     """
-    port = _free_port()
-    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(world_size)]
+    port = free_port()
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(world_size)]
     processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, sender, job, arguments))
+        CONTEXT.Process(target=_rank, args=(rank, world_size, port, sender, job, arguments))
         for rank, (_, sender) in enumerate(pipes)
     ]
     for process, (_, sender) in zip(processes, pipes, strict=True):
@@ -96,7 +96,7 @@ def _rank(
     os._exit(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

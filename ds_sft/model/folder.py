@@ -26,23 +26,39 @@ class ModelFolder:
     path: Path
     config: dict[str, Any]
 
-    def stored_names(self) -> frozenset[str]:
-        """Read the names of the stored weights from the safetensors headers.
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Read the names and shapes of the stored weights from the safetensors headers.
 
         Returns:
-            The names; empty for a folder of pickled weights, which only loading could tell.
+            Name -> shape; empty for a folder of pickled weights, which only loading could tell.
 
         Raises:
-            ModelError: When a safetensors file is broken.
+            ModelError: When a file is missing, broken, or outside the folder.
         """
-        names: set[str] = set()
-        for file in sorted(self.path.glob("*.safetensors")):
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in self._weight_files():
             try:
                 with safe_open(file, framework="np") as weights:
-                    names.update(weights.keys())
+                    shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{file}: must be a whole safetensors file, but: {error}; fetch it again") from error
-        return frozenset(names)
+        return shapes
+
+    def _weight_files(self) -> list[Path]:
+        """Give the files that transformers would load: one, or those of the index."""
+        single, index = self.path / "model.safetensors", self.path / "model.safetensors.index.json"
+        if single.is_file() or not index.is_file():
+            return [single] if single.is_file() else []
+        content = _read_json(index)
+        names = content.get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ModelError(
+                f"{index}: weight_map must map weights to files, but is {type(names).__name__}; restore it"
+            )
+        for name in names.values():
+            if Path(name).name != name:
+                raise ModelError(f"{index}: weight_map must name files of this folder, but names {name!r}; mend it")
+        return [self.path / name for name in sorted(set(names.values()))]
 
 
 def find_model_folder(name_or_path: str, *, cache_dir: str | None) -> ModelFolder:
@@ -67,13 +83,17 @@ def find_model_folder(name_or_path: str, *, cache_dir: str | None) -> ModelFolde
         raise MissingInputError(
             f"model_name_or_path: folder must hold config.json, but {path} does not; name the folder of a checkpoint"
         )
+    return ModelFolder(path, _read_json(file))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: must be JSON, but: {error}; restore the file") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{file}: must be a JSON object, but is a {type(config).__name__}; restore the file")
-    return ModelFolder(path, config)
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: must be a JSON object, but is a {type(content).__name__}; restore the file")
+    return content
 
 
 def _fetch(name: str, cache_dir: str | None) -> Path:

@@ -1,5 +1,7 @@
 """Loads a model, partitioned from birth under ZeRO-3, and lets no weight be missing or left over."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import Family
-from ds_sft.errors import ModelError, raise_together
+from ds_sft.errors import DsSftError, ModelError, raise_together
 from ds_sft.model.folder import ModelFolder
 
 
@@ -31,7 +33,10 @@ def load_model(
     Raises:
         ModelError: When weights are missing, left over or of another shape, each by name.
     """
-    kind = family.model_class(folder.config, folder.stored_names())
+    shapes = folder.stored_shapes()
+    kind = family.model_class(folder.config, frozenset(shapes))
+    if shapes:
+        raise_together(_weight_faults(folder, kind, shapes))
     dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
     try:
         loaded: Any = kind.from_pretrained(
@@ -42,25 +47,33 @@ def load_model(
         raise ModelError(f"{folder.path}: weights must be loadable, but: {reason}; restore the files") from error
     model: PreTrainedModel = loaded[0]
     found: dict[str, set[Any]] = loaded[1]
-    rules = {
-        "missing_keys": "be stored",
-        "unexpected_keys": "belong to the model",
-        "mismatched_keys": "fit config.json",
-    }
-    raise_together(
-        [
-            ModelError(f"{folder.path}: weight {_name(key)} must {rule}, but does not; restore the files")
-            for keys, rule in rules.items()
-            for key in sorted(found[keys], key=str)
-        ]
-    )
+    # Pickled weights tell their names only now.
+    raise_together([_must(folder, name, "be stored") for name in sorted(found["missing_keys"])])
+    raise_together([_must(folder, name, "belong to the model") for name in sorted(found["unexpected_keys"])])
     model.train()
     return model
 
 
-def _name(key: object) -> str:
-    """Give the name of a weight, with both shapes where they differ."""
-    if isinstance(key, tuple):
-        name, stored, expected = key
-        return f"{name} (stored {list(stored)}, expected {list(expected)})"
-    return str(key)
+def _weight_faults(
+    folder: ModelFolder, kind: type[PreTrainedModel], shapes: Mapping[str, tuple[int, ...]]
+) -> list[DsSftError]:
+    """Hold the stored weights against those of an empty model, because transformers is silent under ZeRO-3."""
+    if kind.config_class is None:
+        raise AssertionError(f"{kind.__name__} has no config class")
+    config = kind.config_class.from_dict(folder.config)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+    shared = set(kind._tied_weights_keys or {})  # noqa: SLF001  # transformers offers no public way to ask
+    ignored = [re.compile(pattern) for pattern in kind._keys_to_ignore_on_load_unexpected or ()]  # noqa: SLF001
+    faults = [_must(folder, name, "be stored") for name in expected if name not in shapes and name not in shared]
+    for name, shape in shapes.items():
+        if name not in expected:
+            if not any(pattern.search(name) for pattern in ignored):
+                faults.append(_must(folder, name, "belong to the model"))
+        elif shape != expected[name]:
+            faults.append(_must(folder, f"{name} of shape {list(shape)}", f"have shape {list(expected[name])}"))
+    return faults
+
+
+def _must(folder: ModelFolder, weight: str, rule: str) -> DsSftError:
+    return ModelError(f"{folder.path}: weight {weight} must {rule}, but does not; restore the files")

@@ -124,6 +124,8 @@ class SftTrainer(Trainer):
         Returns:
             `loss`, `perplexity` and `num_tokens`, each with the prefix.
         """
+        # Throughput is that of training: the time of an evaluation or a save does not count.
+        started = time.perf_counter()
         loader = self.get_eval_dataloader(eval_dataset)
         model = self._evaluation_model()
         was_training = model.training
@@ -145,6 +147,7 @@ class SftTrainer(Trainer):
             f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0)),
             f"{metric_key_prefix}_num_tokens": num_tokens,
         }
+        self._last_log += time.perf_counter() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -156,6 +159,7 @@ class SftTrainer(Trainer):
             output_dir: Instead of the run's folder.
             _internal_call: As in Trainer.
         """
+        started = time.perf_counter()
         export_model(
             self.accelerator.unwrap_model(self.model),
             family=self._family,
@@ -164,6 +168,7 @@ class SftTrainer(Trainer):
             dtype=self._save_dtype,
             is_writer=self.args.should_save,
         )
+        self._last_log += time.perf_counter() - started
 
     def _evaluation_model(self) -> nn.Module:
         """Give the engine if training has made one; before that, what can evaluate."""

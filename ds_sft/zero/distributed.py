@@ -29,6 +29,8 @@ def start(*, on_cpu: bool) -> None:
     """
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # `accelerate launch --cpu` sets it, and accelerate then leaves DeepSpeed out without a word.
+        os.environ.pop("ACCELERATE_USE_CPU", None)
     if "RANK" not in os.environ:
         os.environ.update(_SINGLE_PROCESS)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))

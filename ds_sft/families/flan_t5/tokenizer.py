@@ -50,11 +50,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         MissingInputError: When neither file is there.
         ModelError: When the file is not a T5 tokenizer.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+    files = [file for file in (folder / "tokenizer.json", folder / "spiece.model") if file.is_file()]
+    if not files:
         raise MissingInputError(
             f"model_name_or_path: folder must hold tokenizer.json or spiece.model, but {folder} has neither; "
             "copy the tokenizer's files there"
         )
+    if not all(file.stat().st_size for file in files):
+        # SentencePiece reads an empty file as a model without pieces.
+        raise ModelError(f"{folder}: tokenizer files must be T5's, but: one of them is empty; restore them")
     try:
         loaded = T5Tokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError) as error:

@@ -1,0 +1,69 @@
+"""Samples become one padded batch with the shapes and masks that the model needs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ds_sft.contracts import IGNORE_INDEX
+from ds_sft.data.collate import DataCollatorForSupervisedDataset
+
+IGNORE = IGNORE_INDEX
+PAD, START, DECODER_PAD = 90, 91, 92
+COLLATE = DataCollatorForSupervisedDataset(
+    pad_token_id=PAD, decoder_start_token_id=START, decoder_pad_token_id=DECODER_PAD
+)
+ROWS: list[dict[str, Sequence[int]]] = [
+    {"input_ids": [5, 6, 7], "labels": [8]},
+    {"input_ids": [9], "labels": [IGNORE, 11, 12]},
+]
+
+
+def test_inputs_are_padded_on_the_right_and_masked() -> None:
+    batch = COLLATE(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [9, PAD, PAD]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_inputs_are_padded_on_the_left_when_asked_and_targets_still_on_the_right() -> None:
+    batch = replace(COLLATE, padding_side="left")(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [PAD, PAD, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch["labels"].tolist() == [[8, IGNORE, IGNORE], [IGNORE, 11, 12]]
+
+
+def test_labels_are_padded_with_what_the_loss_ignores() -> None:
+    assert COLLATE(ROWS)["labels"].tolist() == [[8, IGNORE, IGNORE], [IGNORE, 11, 12]]
+
+
+def test_decoder_inputs_are_the_labels_one_step_later_behind_the_start_token() -> None:
+    assert COLLATE(ROWS)["decoder_input_ids"].tolist() == [
+        [START, 8, DECODER_PAD],
+        [START, DECODER_PAD, 11],
+    ]
+
+
+def test_a_token_whose_id_is_the_padding_id_is_still_attended_to() -> None:
+    batch = COLLATE([{"input_ids": [PAD, 5], "labels": [PAD]}])
+    assert batch["attention_mask"].tolist() == [[1, 1]]
+    assert batch["labels"].tolist() == [[PAD]]
+
+
+def test_lengths_are_rounded_up_to_the_multiple() -> None:
+    batch = replace(COLLATE, multiple_of=8)([{"input_ids": [5] * 8, "labels": [5] * 9}])
+    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
+        "input_ids": (1, 8),
+        "attention_mask": (1, 8),
+        "labels": (1, 16),
+        "decoder_input_ids": (1, 16),
+    }
+
+
+def test_ids_are_64_bit_integers() -> None:
+    assert {tensor.dtype for tensor in COLLATE(ROWS).values()} == {torch.int64}
+
+
+def test_a_batch_without_a_token_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="a batch of 2 samples without a single token"):
+        COLLATE([{"input_ids": [], "labels": [1]}] * 2)

@@ -1,0 +1,191 @@
+"""Every fault in the settings is found before anything is loaded, and all are told at once."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_sft.config.parse import Settings, parse
+from ds_sft.contracts import Family
+from ds_sft.errors import ConfigError, DsSftError, MissingInputError
+from ds_sft.families import family_named
+from ds_sft.training.preflight import check
+
+T5 = family_named("flan_t5")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings without a fault."""
+    (tmp_path / "data.json").write_text("[]")
+    flags = {"model_name_or_path": "m", "data_path": tmp_path / "data.json", "output_dir": tmp_path / "out"}
+    return parse([word for name, value in flags.items() for word in (f"--{name}", str(value))])
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs; other tests may have told its logger not to pass lines on."""
+    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="ds_sft")
+    return caplog
+
+
+def training(settings: Settings, **changes: Any) -> Settings:
+    return replace(settings, training={**settings.training, **changes})
+
+
+def data(settings: Settings, **changes: Any) -> Settings:
+    return replace(settings, data=replace(settings.data, **changes))
+
+
+def fault(settings: Settings, *, code: int = 64, family: Family = T5) -> str:
+    with pytest.raises(DsSftError) as caught:
+        check(settings, family=family, world_size=1)
+    assert caught.value.exit_code == code
+    return str(caught.value)
+
+
+def test_settings_without_a_fault_pass(settings: Settings) -> None:
+    assert check(settings, family=T5, world_size=1) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "value"),
+    [
+        ("per_device_train_batch_size", 1, 0),
+        ("per_device_eval_batch_size", 1, -1),
+        ("gradient_accumulation_steps", 1, 0),
+        ("model_max_length", 2, 1),
+        ("learning_rate", 0, -1e-05),
+        ("learning_rate", 0, float("nan")),
+        ("weight_decay", 0, -0.1),
+        ("max_grad_norm", 0, -1.0),
+        ("warmup_steps", 0, -1),
+        ("label_smoothing_factor", 0, -0.5),
+    ],
+)
+def test_a_number_below_its_limit_is_refused(settings: Settings, name: str, least: int, value: float) -> None:
+    assert fault(training(settings, **{name: value})) == (
+        f"{name}: must be at least {least}, but is {value}; give another value"
+    )
+
+
+def test_no_epochs_and_no_steps_are_refused(settings: Settings) -> None:
+    assert fault(training(settings, num_train_epochs=0)) == (
+        "num_train_epochs: must be above 0, but is 0; or give --max_steps"
+    )
+    check(training(settings, num_train_epochs=0, max_steps=1), family=T5, world_size=1)
+
+
+@pytest.mark.parametrize("value", [0, -2])
+def test_num_data_is_all_or_at_least_one(settings: Settings, value: int) -> None:
+    assert fault(data(settings, num_data=value)) == (
+        f"num_data: must be -1 (all) or at least 1, but is {value}; give one of those"
+    )
+
+
+@pytest.mark.parametrize("name", ["data_path", "eval_data_path"])
+def test_a_missing_data_file_is_told_with_flag_and_path(settings: Settings, name: str) -> None:
+    assert fault(data(settings, **{name: "no.json"}), code=66) == (
+        f"{name}: file must exist, but no.json does not; check the path"
+    )
+
+
+def test_two_loss_modes_are_one_fault_that_names_both(settings: Settings) -> None:
+    assert fault(data(settings, last_response_loss=True, efficient_loss=True)) == (
+        "loss mode: at most one may be given, but there are --last_response_loss and --efficient_loss; keep one"
+    )
+
+
+def test_evaluation_without_data_is_refused(settings: Settings) -> None:
+    assert fault(training(settings, eval_strategy="steps")) == (
+        "eval_strategy: 'steps' needs data, but eval_data_path is not given; add it or use no"
+    )
+
+
+def test_a_precision_that_the_family_refuses_is_told_with_the_reason(settings: Settings) -> None:
+    assert fault(training(settings, fp16=True)) == (
+        "fp16: flan_t5 must not be trained in it, but --fp16 is True: T5's feed-forward outputs exceed 65504, the "
+        "largest fp16 number, and become inf; use --bf16 True, or neither flag for fp32"
+    )
+
+
+def test_two_precisions_are_refused(settings: Settings) -> None:
+    tolerant = replace(T5, refused_precisions={})
+    assert fault(training(settings, fp16=True, bf16=True), family=tolerant) == (
+        "bf16, fp16: at most one may be True, but both are; keep --bf16 True"
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("lora_r", 8), ("lora_weight_path", "x"), ("q_lora", True)])
+def test_adapters_are_refused_in_this_version(settings: Settings, name: str, value: object) -> None:
+    changes: dict[str, Any] = {name: value}
+    assert fault(replace(settings, lora=replace(settings.lora, **changes))) == (
+        f"{name}: adapters are not in this version, but it is {value}; leave it out to train fully"
+    )
+
+
+def test_an_output_dir_below_a_file_is_refused(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "data.json" / "out"
+    assert fault(training(settings, output_dir=str(folder)), code=74) == (
+        f"output_dir: must be writable, but {folder}: Not a directory; choose another folder"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_dir_without_permission_is_refused(settings: Settings, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert fault(settings, code=77) == (
+        f"output_dir: must be writable, but {tmp_path / 'out'}: Permission denied; check its mode"
+    )
+
+
+def test_the_output_dir_is_made_and_left_empty(settings: Settings) -> None:
+    check(settings, family=T5, world_size=1)
+    assert list(settings.output_dir.iterdir()) == []
+
+
+def test_the_deepspeed_file_is_given_back(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    found = check(training(settings, deepspeed=str(tmp_path / "ds.json")), family=T5, world_size=1)
+    assert found == {"zero_optimization": {"stage": 2}}
+
+
+def test_the_deepspeed_file_is_held_against_flags_and_ranks(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"train_batch_size": 8}')
+    given = training(settings, deepspeed=str(file), per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    check(given, family=T5, world_size=1)
+    with pytest.raises(ConfigError) as caught:
+        check(given, family=T5, world_size=2)
+    assert str(caught.value) == (
+        f"{file}: train_batch_size: must agree with the flags (8 per device x 1 accumulation x 2 ranks), but is 8; "
+        'set it to "auto"'
+    )
+
+
+def test_all_faults_are_told_at_once_and_the_first_decides_the_code(settings: Settings) -> None:
+    given = training(data(settings, data_path="no.json", num_data=0), seed=1, learning_rate=-1.0, deepspeed="no.ds")
+    with pytest.raises(MissingInputError) as caught:
+        check(given, family=T5, world_size=1)
+    assert [line.partition(":")[0] for line in caught.value.faults] == [
+        "data_path",
+        "learning_rate",
+        "num_data",
+        "deepspeed",
+    ]
+
+
+def test_what_has_no_effect_is_said(settings: Settings, told: pytest.LogCaptureFixture) -> None:
+    given = replace(data(settings, efficient_loss=True), notes=("--tpu_num_cores 8: ignored",))
+    given = replace(given, model=replace(given.model, trust_remote_code=True))
+    check(given, family=T5, world_size=1)
+    assert told.messages == [
+        "--tpu_num_cores 8: ignored",
+        "trust_remote_code: ignored, because code from a model folder is never executed here",
+        "efficient_loss: ignored, because flan_t5 has one loss only: on every answer",
+    ]
+    assert {record.levelname for record in told.records} == {"WARNING"}
