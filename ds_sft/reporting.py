@@ -61,7 +61,8 @@ def run(main: Callable[[], object]) -> None:
         _end([f"{error.filename}: must be accessible, but {error.strerror}; check its mode"], EXIT_PERMISSION, True)
     except OSError as error:
         traceback.print_exc()
-        _end([f"{error.filename}: {error.strerror or error}"], EXIT_INPUT_OUTPUT, everyone_speaks=True)
+        where = f"{error.filename}: " if error.filename else ""
+        _end([f"{where}{error.strerror or error}"], EXIT_INPUT_OUTPUT, everyone_speaks=True)
     except Exception as error:  # the outermost frame: a bug must end in its own code too
         traceback.print_exc()
         is_memory = any(word in str(error).lower() for word in _MEMORY_WORDS)

@@ -1,6 +1,7 @@
 """What the ranks of a test do; a module of its own, so that the fork server can import it."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from ds_sft.config.parse import build_training_arguments, parse
+from ds_sft.contracts import IGNORE_INDEX
 from ds_sft.families import family_of
 from ds_sft.model.folder import find_model_folder
 from ds_sft.model.load import load_model
@@ -15,7 +17,7 @@ from ds_sft.model.vocab import smart_tokenizer_and_embedding_resize
 from ds_sft.reporting import rank
 from ds_sft.train import train
 from ds_sft.zero import distributed
-from ds_sft.zero.gather import gathered, stream_parameters
+from ds_sft.zero.gather import full_shape, gathered, stream_parameters
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def main_flags(model: Path, data: Path, output: Path, **flags: Any) -> list[str]
         "data_path": data,
         "output_dir": output,
         "max_steps": 8,
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-4,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "no",
@@ -117,3 +119,48 @@ def evaluate(flags: list[str]) -> dict[str, float]:
     """Run the main job and give its last evaluation."""
     trainer = train(flags)
     return [row for row in trainer.state.log_history if "eval_loss" in row][-1]
+
+
+def stream_checkpoint(
+    checkpoint: Path, config: Path | None, output: Path
+) -> dict[str, tuple[list[int], list[int], list[float]]]:
+    """Load a checkpoint and stream it to the first rank: shape as held, shape as if whole, values."""
+    settings = parse(main_flags(checkpoint, Path("unused"), output, use_cpu=True, **_deepspeed(config)))
+    if config is not None:
+        distributed.start(on_cpu=True)
+    args = build_training_arguments(settings)
+    folder = find_model_folder(str(checkpoint), cache_dir=None)
+    family = family_of(folder.config, folder=folder.path)
+    model = load_model(folder, family=family, args=args, attn_implementation="sdpa")
+    shapes = {name: (list(weight.shape), list(full_shape(weight))) for name, weight in model.named_parameters()}
+    streamed = stream_parameters(model, keep=rank() == 0, dtype=torch.float32)
+    return {name: (*shapes[name], tensor.flatten().tolist()) for name, tensor in streamed}
+
+
+def start_alone() -> dict[str, Any]:
+    """Start the process group as a program does that no launcher started."""
+    import deepspeed
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]
+    os.environ["ACCELERATE_USE_CPU"] = "True"
+    distributed.start(on_cpu=True)
+    return {
+        "is_initialized": torch.distributed.is_initialized(),
+        "world_size": torch.distributed.get_world_size(),
+        "backend": torch.distributed.get_backend(),
+        "ACCELERATE_USE_CPU": os.environ.get("ACCELERATE_USE_CPU"),
+        "builds_shm": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
+    }
+
+
+def first_batch(flags: list[str]) -> list[dict[str, list[int]]]:
+    """Run the main job and give the samples of its first batch, without padding."""
+    batch = next(iter(train(flags).get_train_dataloader()))
+    return [
+        {
+            "input_ids": ids[mask.bool()].tolist(),
+            "labels": labels[labels.ne(IGNORE_INDEX)].tolist(),
+        }
+        for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
+    ]

@@ -1,6 +1,6 @@
 """An independent Flan-T5: plain transformers, plain torch, no code of ds_sft; expected values come from here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,20 @@ def reference_model(checkpoint: Path, *, num_rows: int) -> T5ForConditionalGener
     return model
 
 
-def summed_loss(model: Any, rows: Sequence[dict[str, Sequence[int]]]) -> tuple[torch.Tensor, int]:
-    """Give the summed cross entropy of samples, one at a time and without padding, and the number of target tokens."""
+def summed_loss(
+    model: Any, rows: Sequence[Mapping[str, Sequence[int]]], *, label_smoothing: float = 0.0
+) -> tuple[torch.Tensor, int]:
+    """Give the summed cross entropy of samples, one at a time and without padding, and the number of target tokens.
+
+    With smoothing, that share of a target's weight is spread evenly over the vocabulary (Szegedy 2016).
+    """
     total, num_tokens = torch.zeros(()), 0
     for row in rows:
         labels = torch.tensor([row["labels"]])
         decoder_inputs = torch.cat([torch.zeros(1, 1, dtype=torch.long), labels[:, :-1]], dim=1)
         logits = model(input_ids=torch.tensor([row["input_ids"]]), decoder_input_ids=decoder_inputs).logits[0]
-        total = total - logits.log_softmax(-1)[torch.arange(labels.shape[1]), labels[0]].sum()
+        logs = logits.log_softmax(-1)
+        total = total - (1 - label_smoothing) * logs[torch.arange(labels.shape[1]), labels[0]].sum()
+        total = total - label_smoothing * logs.mean(-1).sum()
         num_tokens += labels.shape[1]
     return total, num_tokens

@@ -200,6 +200,8 @@ def _read_samples(file: Path) -> SampleDataset:
         examples = msgspec.json.decode(file.read_bytes(), type=list[Example])
     except msgspec.DecodeError as error:
         raise DataError(f"{file}: preprocessed_path must hold samples, but: {error}; delete the file") from error
+    if not examples:
+        raise DataError(f"{file}: preprocessed_path must hold samples, but has {len(examples)}; delete the file")
     log.warning("read %d samples from %s: data_path, num_data and model_max_length have no effect", len(examples), file)
     return SupervisedDataset(examples)
 

@@ -47,11 +47,21 @@ def export_model(
     # The path of the original and the trainer's cache switch are facts of this run, not of the checkpoint.
     content |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True, "_name_or_path": None}
     published = {key: value for key, value in family.published_config(model, content).items() if value is not None}
-    _write_text(into / "config.json", json.dumps(published, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_json(into / "config.json", published)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(into)
-    tokenizer.save_pretrained(into)
+    _write_tokenizer(tokenizer, into)
     _write_text(into / "README.md", model_card(family=family, num_parameters=sum(t.numel() for t in weights.values())))
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> None:
+    """Save the tokenizer under the class name that transformers 4 knows too."""
+    tokenizer.save_pretrained(into)
+    file = into / "tokenizer_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("tokenizer_class") == "TokenizersBackend":
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(file, content)
 
 
 def _write_weights(weights: Mapping[str, torch.Tensor], into: Path) -> None:
@@ -61,7 +71,7 @@ def _write_weights(weights: Mapping[str, torch.Tensor], into: Path) -> None:
         _write_shard({name: weights[name] for name in names}, into / file)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        _write_text(into / _INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_json(into / _INDEX, index)
     for stale in set(into.glob("model*.safetensors")) - {into / file for file in plan.filename_to_tensors}:
         stale.unlink()
     if not plan.is_sharded:

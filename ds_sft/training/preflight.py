@@ -31,6 +31,7 @@ _AT_LEAST = {
     "warmup_steps": 0,
     "label_smoothing_factor": 0,
 }
+_AT_MOST = {"label_smoothing_factor": 1, "adam_beta1": 1, "adam_beta2": 1}
 
 
 def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, Any] | None:
@@ -80,6 +81,10 @@ def _number_faults(settings: Settings) -> Iterator[DsSftError]:
         value = settings.training[name]
         if not value >= least:
             yield ConfigError(f"{name}: must be at least {least}, but is {value}; give another value")
+    for name, most in _AT_MOST.items():
+        value = settings.training[name]
+        if not value <= most:
+            yield ConfigError(f"{name}: must be at most {most}, but is {value}; give another value")
     if settings.training["num_train_epochs"] <= 0 and settings.training["max_steps"] <= 0:
         epochs = settings.training["num_train_epochs"]
         yield ConfigError(f"num_train_epochs: must be above 0, but is {epochs}; or give --max_steps")
