@@ -38,6 +38,8 @@ def set_up_logging() -> None:
     logger.propagate = False
     logger.setLevel(logging.ERROR if rank() else logging.INFO)
     logging.captureWarnings(capture=True)
+    if rank():
+        logging.getLogger("transformers").setLevel(logging.ERROR)
     for noisy in ("py.warnings", "DeepSpeed", "torch.distributed.run"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 

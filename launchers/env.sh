@@ -28,7 +28,7 @@ ensure_venv() {
         say "making $venv"
         "$base" -m venv "$venv"
     fi
-    say "installing ds_sft${extra:+[$extra]} into $venv (a few minutes and about 1.6 GB the first time)"
+    say "installing ds_sft${extra:+[$extra]} into $venv (a few minutes the first time; about 1.6 GB with a CPU build of torch)"
     "$python" -m pip install --quiet --disable-pip-version-check \
         -e "$ds_sft_root${extra:+[$extra]}" -c "$ds_sft_root/constraints.txt"
     printf '%s' "$wanted" > "$venv/.installed"

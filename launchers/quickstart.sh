@@ -36,6 +36,7 @@ say "2/4 fine-tuning on $devices ranks under ZeRO-3"
         --learning_rate 2.5e-3 \
         --warmup_steps 10 \
         --logging_steps 20 \
+        --logging_first_step True \
         --save_strategy no \
         "$@"
 )

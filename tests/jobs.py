@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ds_sft.config.arguments import TrainingArguments
 from ds_sft.config.parse import build_training_arguments, parse
-from ds_sft.contracts import IGNORE_INDEX
+from ds_sft.contracts import IGNORE_INDEX, Family
 from ds_sft.families import family_of
 from ds_sft.model.folder import find_model_folder
 from ds_sft.model.load import load_model
@@ -82,13 +83,7 @@ class Grown:
 
 def grow_vocabulary(checkpoint: Path, config: Path | None, output: Path, tokens: list[str], seed: int) -> Grown:
     """Load a checkpoint as the main job does and add tokens; ranks draw different random numbers."""
-    settings = parse(main_flags(checkpoint, Path("unused"), output, use_cpu=True, **_deepspeed(config)))
-    if config is not None:
-        distributed.start(on_cpu=True)
-    args = build_training_arguments(settings)
-    folder = find_model_folder(str(checkpoint), cache_dir=None)
-    family = family_of(folder.config, folder=folder.path)
-    model: Any = load_model(folder, family=family, args=args, attn_implementation="sdpa")
+    model, family, _args = _loaded(checkpoint, config, output)
     old_input, old_output = _both_embeddings(model)
     torch.manual_seed(seed + rank())
     tokenizer = family.load_tokenizer(checkpoint)
@@ -111,8 +106,16 @@ def _both_embeddings(model: Any) -> tuple[list[list[float]], list[list[float]]]:
         return weights[0].detach().clone().tolist(), weights[1].detach().clone().tolist()
 
 
-def _deepspeed(config: Path | None) -> dict[str, Any]:
-    return {} if config is None else {"deepspeed": config}
+def _loaded(checkpoint: Path, config: Path | None, output: Path) -> tuple[Any, Family, TrainingArguments]:
+    """Load a checkpoint as the main job does; the arguments must stay alive as long as ZeRO-3 is needed."""
+    given = {} if config is None else {"deepspeed": config}
+    settings = parse(main_flags(checkpoint, Path("unused"), output, use_cpu=True, **given))
+    if config is not None:
+        distributed.start(on_cpu=True)
+    args = build_training_arguments(settings)
+    folder = find_model_folder(str(checkpoint), cache_dir=None)
+    family = family_of(folder.config, folder=folder.path)
+    return load_model(folder, family=family, args=args, attn_implementation="sdpa"), family, args
 
 
 def evaluate(flags: list[str]) -> dict[str, float]:
@@ -125,13 +128,7 @@ def stream_checkpoint(
     checkpoint: Path, config: Path | None, output: Path
 ) -> dict[str, tuple[list[int], list[int], list[float]]]:
     """Load a checkpoint and stream it to the first rank: shape as held, shape as if whole, values."""
-    settings = parse(main_flags(checkpoint, Path("unused"), output, use_cpu=True, **_deepspeed(config)))
-    if config is not None:
-        distributed.start(on_cpu=True)
-    args = build_training_arguments(settings)
-    folder = find_model_folder(str(checkpoint), cache_dir=None)
-    family = family_of(folder.config, folder=folder.path)
-    model = load_model(folder, family=family, args=args, attn_implementation="sdpa")
+    model, _family, _args = _loaded(checkpoint, config, output)
     shapes = {name: (list(weight.shape), list(full_shape(weight))) for name, weight in model.named_parameters()}
     streamed = stream_parameters(model, keep=rank() == 0, dtype=torch.float32)
     return {name: (*shapes[name], tensor.flatten().tolist()) for name, tensor in streamed}

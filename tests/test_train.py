@@ -34,20 +34,24 @@ LAUNCHERS: dict[str, Callable[[int], list[str]]] = {
 RANKS = {"python": 1, "accelerate": 1, "deepspeed": 2, "torchrun": 2}
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_same_file_gives_the_same_losses_under_every_launcher(
-    launcher: str, tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
-) -> None:
-    changes = {"max_steps": 2, "per_device_train_batch_size": 4 // RANKS[launcher], "deepspeed": CONFIGS / "zero3.json"}
-    launched = main_flags(tiny_checkpoint, conversations_file, tmp_path / "launched", **changes)
-    done = subprocess.run(
-        [*LAUNCHERS[launcher](free_port()), *launched],
+def _launch(launcher: str, flags: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LAUNCHERS[launcher](free_port()), *flags],
         env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_same_file_gives_the_same_losses_under_every_launcher(
+    launcher: str, tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    changes = {"max_steps": 2, "per_device_train_batch_size": 4 // RANKS[launcher], "deepspeed": CONFIGS / "zero3.json"}
+    launched = main_flags(tiny_checkpoint, conversations_file, tmp_path / "launched", **changes)
+    done = _launch(launcher, launched)
     assert done.returncode == 0, done.stdout + done.stderr
     plain = main_flags(
         tiny_checkpoint, conversations_file, tmp_path / "plain", max_steps=2, per_device_train_batch_size=4
@@ -283,3 +287,13 @@ def test_a_recipe_with_an_unknown_key_is_told(tmp_path: Path) -> None:
     ended = run_main([str(recipe)], tmp_path)
     assert ended.code == 2
     assert ended.errors == ["--num_epochs: flag must exist, but does not; did you mean --num_train_epochs?"]
+
+
+def test_the_deepspeed_launcher_passes_the_exit_code_on_and_two_ranks_tell_the_fault_once(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    flags = main_flags(tiny_checkpoint, Path("nowhere.json"), tmp_path, deepspeed=CONFIGS / "zero3.json")
+    done = _launch("deepspeed", flags)
+    assert done.returncode == 66, done.stdout + done.stderr
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "nowhere.json does not" in line]
+    assert told == ["error: data_path: file must exist, but nowhere.json does not; check the path"]

@@ -91,3 +91,6 @@ class TrainingArguments(transformers.TrainingArguments):
     log_level_replica: str = field(
         default="error", metadata={"help": "What transformers may say on other ranks than the first of a host."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for parameters without a gradient; our families use all of theirs."}
+    )

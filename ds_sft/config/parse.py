@@ -76,9 +76,12 @@ def parse(arguments: Sequence[str]) -> Settings:
     Raises:
         UsageError: For flags that do not exist and values of the wrong type.
     """
-    has_recipe = bool(arguments) and not arguments[0].startswith("-")
-    recipe = recipe_arguments(Path(arguments[0])) if has_recipe else []
-    translation = translate([*recipe, *(arguments[1:] if has_recipe else arguments)])
+    # DeepSpeed's launcher puts the rank in front of the user's own words.
+    launched = list(arguments[:1]) if arguments and arguments[0].startswith("--local_rank=") else []
+    given = arguments[len(launched) :]
+    has_recipe = bool(given) and not given[0].startswith("-")
+    recipe = recipe_arguments(Path(given[0])) if has_recipe else []
+    translation = translate([*recipe, *launched, *(given[1:] if has_recipe else given)])
     os.environ.update(translation.environment)
     classes: Any = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
     parser = _Parser(classes, prog="train.py", allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)

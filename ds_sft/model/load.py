@@ -1,10 +1,12 @@
 """Loads a model, partitioned from birth under ZeRO-3, and lets no weight be missing or left over."""
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from ds_sft.config.arguments import TrainingArguments
@@ -37,6 +39,8 @@ def load_model(
     kind = family.model_class(folder.config, frozenset(shapes))
     if shapes:
         raise_together(_weight_faults(folder, kind, shapes))
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
     try:
         loaded: Any = kind.from_pretrained(

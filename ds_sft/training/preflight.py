@@ -70,8 +70,10 @@ def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, A
 
 
 def _file_faults(settings: Settings) -> Iterator[DsSftError]:
-    for name in ("data_path", "eval_data_path"):
-        path = getattr(settings.data, name)
+    samples = settings.data.preprocessed_path
+    is_read = samples and Path(samples).is_file()
+    files = {"data_path": None if is_read else settings.data.data_path, "eval_data_path": settings.data.eval_data_path}
+    for name, path in files.items():
         if path and not Path(path).expanduser().exists():
             yield MissingInputError(f"{name}: file must exist, but {path} does not; check the path")
 
@@ -107,11 +109,14 @@ def _data_faults(settings: Settings) -> Iterator[DsSftError]:
 def _precision_faults(settings: Settings, family: Family) -> Iterator[DsSftError]:
     if settings.training["bf16"] and settings.training["fp16"]:
         yield ConfigError("bf16, fp16: at most one may be True, but both are; keep --bf16 True")
-    if settings.training["fp16"] and "fp16" in family.refused_precisions:
-        yield ConfigError(
-            f"fp16: {family.name} must not be trained in it, but --fp16 is {settings.training['fp16']}: "
-            f"{family.refused_precisions['fp16']}; use --bf16 True, or neither flag for fp32"
-        )
+    asked = next((name for name in ("bf16", "fp16") if settings.training[name]), "fp32")
+    told = "neither --bf16 nor --fp16 is True" if asked == "fp32" else f"--{asked} is True"
+    for precision, reason in family.refused_precisions.items():
+        if precision == asked:
+            yield ConfigError(
+                f"{precision}: {family.name} must not be trained in it, but {told}: {reason}; "
+                "use --bf16 True, or neither flag for fp32"
+            )
 
 
 def _lora_faults(settings: Settings) -> Iterator[DsSftError]:
@@ -142,6 +147,8 @@ def _say_what_has_no_effect(settings: Settings, family: Family) -> None:
         log.warning("%s", note)
     if settings.model.trust_remote_code:
         log.warning("trust_remote_code: ignored, because code from a model folder is never executed here")
+    if settings.data.eval_data_path and settings.training["eval_strategy"] == "no":
+        log.warning("eval_data_path: not evaluated, because eval_strategy is no; add --eval_strategy epoch")
     for mode in settings.data.loss_modes():
         if mode not in family.loss_modes:
             log.warning("%s_loss: ignored, because %s has one loss only: on every answer", mode, family.name)

@@ -160,12 +160,15 @@ class SftTrainer(Trainer):
             _internal_call: As in Trainer.
         """
         started = time.perf_counter()
+        # Without DeepSpeed a checkpoint has no other copy of the weights, and resuming must not round them.
+        is_only_copy = _internal_call and not self.is_deepspeed_enabled
+        dtype = torch.float32 if is_only_copy else self._save_dtype
         export_model(
             self.accelerator.unwrap_model(self.model),
             family=self._family,
             tokenizer=self._tokenizer,
             into=Path(output_dir) if output_dir else self._output_dir,
-            dtype=self._save_dtype,
+            dtype=dtype,
             is_writer=self.args.should_save,
         )
         self._last_log += time.perf_counter() - started

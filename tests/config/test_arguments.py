@@ -58,6 +58,7 @@ def test_the_training_flags_that_differ_from_those_of_transformers() -> None:
         "disable_tqdm": True,
         "save_total_limit": 3,
         "log_level_replica": "error",
+        "ddp_find_unused_parameters": False,
     }
 
 

@@ -160,3 +160,13 @@ def test_what_transformers_refuses_is_a_config_fault(tmp_path: Path) -> None:
     assert str(caught.value).startswith("training arguments: ")
     assert "load_best_model_at_end" in str(caught.value)
     assert str(caught.value).endswith("; change that flag")
+
+
+def test_a_recipe_stands_first_also_behind_the_rank_of_deepspeeds_launcher(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_name_or_path: m\ndata_path: d\noutput_dir: o\nlearning_rate: 1e-3\n")
+    settings = parse(["--local_rank=1", str(recipe), "--data_path", "other"])
+    assert settings.model.model_name_or_path == "m"
+    assert settings.data.data_path == "other"
+    assert settings.training["learning_rate"] == 1e-3
+    assert settings.training["local_rank"] == 1

@@ -95,3 +95,20 @@ def test_label_smoothing_reaches_the_loss(
     total, num_tokens = summed_loss(model, rows, label_smoothing=0.2)
     assert smoothed == pytest.approx(total.item() / num_tokens, abs=1e-5)
     assert abs(smoothed - reference.losses[0]) > 1e-3
+
+
+@pytest.mark.parametrize("split", ["no DeepSpeed", "ZeRO-3, two ranks"])
+def test_a_resumed_run_goes_on_with_the_losses_of_the_uninterrupted_one(
+    split: str, tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    world_size, changes = SPLITS.get(split, (1, {"per_device_train_batch_size": 4}))
+    first, second = (
+        main_flags(tiny_checkpoint, conversations_file, tmp_path / name, max_steps=4, **changes)
+        for name in ("first", "second")
+    )
+    saving = [*first, "--save_strategy", "steps", "--save_steps", "2", "--save_dtype", "bf16"]
+    whole = run_ranks(train_and_log, saving, world_size=world_size)[0]
+    resuming = [*second, "--resume_from_checkpoint", str(tmp_path / "first" / "checkpoint-2")]
+    resumed = run_ranks(train_and_log, resuming, world_size=world_size)[0]
+    assert resumed.losses == whole.losses
+    assert resumed.grad_norms == whole.grad_norms
