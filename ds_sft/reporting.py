@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ds_sft.errors import (
     EXIT_BUG,
     EXIT_INPUT_OUTPUT,
+    EXIT_LAUNCH,
     EXIT_OUT_OF_MEMORY,
     EXIT_PERMISSION,
     DsSftError,
@@ -67,9 +68,19 @@ def run(main: Callable[[], object]) -> None:
         _end([f"{where}{error.strerror or error}"], EXIT_INPUT_OUTPUT, everyone_speaks=True)
     except Exception as error:  # the outermost frame: a bug must end in its own code too
         traceback.print_exc()
-        is_memory = any(word in str(error).lower() for word in _MEMORY_WORDS)
-        line = _memory_line(error) if is_memory else f"this is a bug in ds_sft: {type(error).__name__}: {error}"
-        _end([line], EXIT_OUT_OF_MEMORY if is_memory else EXIT_BUG, everyone_speaks=True)
+        line, code = _diagnosis(error)
+        _end([line], code, everyone_speaks=True)
+
+
+def _diagnosis(error: Exception) -> tuple[str, int]:
+    """Tell what an exception of a library means, and its exit code."""
+    if any(word in str(error).lower() for word in _MEMORY_WORDS):
+        return _memory_line(error), EXIT_OUT_OF_MEMORY
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+        # torch.distributed's base class, by name: this module must not load torch.
+        first = str(error).splitlines()[0]
+        return f"launch: all ranks must reach each other, but {first}; check the hosts and --master_port", EXIT_LAUNCH
+    return f"this is a bug in ds_sft: {type(error).__name__}: {error}", EXIT_BUG
 
 
 def _memory_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from ds_sft.model.load import load_model
 from ds_sft.model.vocab import smart_tokenizer_and_embedding_resize
 from ds_sft.reporting import run, set_up_logging
 from ds_sft.training.device import on_this_device
-from ds_sft.training.preflight import check
+from ds_sft.training.preflight import check, checkpoint_to_resume
 from ds_sft.training.trainer import SftTrainer
 from ds_sft.zero import distributed
 
@@ -27,7 +27,8 @@ def train(arguments: Sequence[str]) -> SftTrainer:
         The trainer after training; the model is in its output folder.
     """
     set_up_logging()
-    settings = on_this_device(parse(arguments))
+    asked = parse(arguments)
+    settings = on_this_device(asked)
     folder = find_model_folder(settings.model.model_name_or_path, cache_dir=settings.training["cache_dir"])
     family = family_of(folder.config, folder=folder.path)
     check(settings, family=family, world_size=distributed.world_size())
@@ -54,8 +55,9 @@ def train(arguments: Sequence[str]) -> SftTrainer:
         padding_side=settings.model.padding_side,
     )
     if args.should_save:
-        write_settings(settings, into=settings.output_dir)
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        # As asked, not as fitted to this machine: the same recipe uses a GPU where there is one.
+        write_settings(asked, into=settings.output_dir)
+    result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(settings))
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
     trainer.save_model()

@@ -80,6 +80,14 @@ def test_too_little_memory_has_code_71_and_advice(body: str, reason: str) -> Non
     )
 
 
+def test_ranks_that_do_not_reach_each_other_have_code_69() -> None:
+    code, told = end("import torch; raise torch.distributed.DistNetworkError('port 29500 is taken\\nC++ frames')")
+    assert code == 69
+    assert told.splitlines()[-1] == (
+        "error: launch: all ranks must reach each other, but port 29500 is taken; check the hosts and --master_port"
+    )
+
+
 def test_a_full_disk_has_code_74_and_names_the_file() -> None:
     code, told = end("raise OSError(28, 'No space left on device', '/out/model')")
     assert code == 74

@@ -1,6 +1,7 @@
 """Holds the settings against each other, the family and the machine, and tells every fault at once."""
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
 
 log = logging.getLogger(__name__)
 
+_STEP = re.compile(r"checkpoint-\d{1,18}")
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -50,6 +52,7 @@ def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, A
     """
     faults = [
         *_file_faults(settings),
+        *_resume_faults(settings),
         *_number_faults(settings),
         *_data_faults(settings),
         *_precision_faults(settings, family),
@@ -67,6 +70,48 @@ def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, A
     raise_together(faults)
     _say_what_has_no_effect(settings, family)
     return config
+
+
+def checkpoint_to_resume(settings: Settings) -> str | None:
+    """Give the checkpoint to go on from.
+
+    Args:
+        settings: As parsed.
+
+    Returns:
+        The folder that was named; the newest of the output folder for `--resume_from_checkpoint True`; None for a start
+        from the beginning.
+
+    Raises:
+        MissingInputError: When there is no such folder.
+    """
+    asked = settings.training["resume_from_checkpoint"]
+    if not asked or asked.lower() == "false":
+        return None
+    if asked.lower() == "true":
+        # transformers writes trainer_state.json last: a folder without it is half a checkpoint.
+        whole = [file.parent for file in settings.output_dir.glob("checkpoint-*/trainer_state.json")]
+        steps = {
+            int(folder.name.removeprefix("checkpoint-")): folder for folder in whole if _STEP.fullmatch(folder.name)
+        }
+        if not steps:
+            raise MissingInputError(
+                f"resume_from_checkpoint: there must be a checkpoint to resume, but {settings.output_dir} has none; "
+                "leave the flag out to start from the beginning"
+            )
+        return str(steps[max(steps)])
+    if not (Path(asked).expanduser() / "trainer_state.json").is_file():
+        raise MissingInputError(
+            f"resume_from_checkpoint: must be a folder with trainer_state.json, but {asked} is not; name checkpoint-N"
+        )
+    return str(Path(asked).expanduser())
+
+
+def _resume_faults(settings: Settings) -> Iterator[DsSftError]:
+    try:
+        checkpoint_to_resume(settings)
+    except MissingInputError as error:
+        yield error
 
 
 def _file_faults(settings: Settings) -> Iterator[DsSftError]:

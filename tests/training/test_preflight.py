@@ -12,7 +12,7 @@ from ds_sft.config.parse import Settings, parse
 from ds_sft.contracts import Family
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError
 from ds_sft.families import family_named
-from ds_sft.training.preflight import check
+from ds_sft.training.preflight import check, checkpoint_to_resume
 
 T5 = family_named("flan_t5")
 
@@ -189,3 +189,27 @@ def test_what_has_no_effect_is_said(settings: Settings, told: pytest.LogCaptureF
         "efficient_loss: ignored, because flan_t5 has one loss only: on every answer",
     ]
     assert {record.levelname for record in told.records} == {"WARNING"}
+
+
+def test_a_checkpoint_to_resume_must_be_whole(settings: Settings, tmp_path: Path) -> None:
+    half = tmp_path / "checkpoint-7"
+    half.mkdir()
+    assert fault(training(settings, resume_from_checkpoint=str(half)), code=66) == (
+        f"resume_from_checkpoint: must be a folder with trainer_state.json, but {half} is not; name checkpoint-N"
+    )
+
+
+def test_resume_true_without_a_checkpoint_is_told(settings: Settings) -> None:
+    told = fault(training(settings, resume_from_checkpoint="True"), code=66)
+    assert told.startswith("resume_from_checkpoint: there must be a checkpoint to resume, but ")
+    assert told.endswith(" has none; leave the flag out to start from the beginning")
+
+
+def test_resume_true_takes_the_newest_whole_checkpoint(settings: Settings) -> None:
+    for step, is_whole in ((2, True), (10, True), (30, False)):
+        folder = settings.output_dir / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if is_whole:
+            (folder / "trainer_state.json").write_text("{}")
+    asked = training(settings, resume_from_checkpoint="True")
+    assert checkpoint_to_resume(asked) == str(settings.output_dir / "checkpoint-10")

@@ -108,7 +108,8 @@ def test_a_resumed_run_goes_on_with_the_losses_of_the_uninterrupted_one(
     )
     saving = [*first, "--save_strategy", "steps", "--save_steps", "2", "--save_dtype", "bf16"]
     whole = run_ranks(train_and_log, saving, world_size=world_size)[0]
-    resuming = [*second, "--resume_from_checkpoint", str(tmp_path / "first" / "checkpoint-2")]
+    checkpoint = tmp_path / "first" / "checkpoint-2"
+    resuming = [*second, "--resume_from_checkpoint", str(checkpoint)]
     resumed = run_ranks(train_and_log, resuming, world_size=world_size)[0]
     assert resumed.losses == whole.losses
     assert resumed.grad_norms == whole.grad_norms
