@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ds_sft.errors import (
     EXIT_BUG,
+    EXIT_CONFIG,
     EXIT_INPUT_OUTPUT,
     EXIT_LAUNCH,
     EXIT_OUT_OF_MEMORY,
@@ -62,8 +63,15 @@ def run(main: Callable[[], object]) -> None:
         _end([_memory_line(error)], EXIT_OUT_OF_MEMORY, everyone_speaks=True)
     except PermissionError as error:
         _end([f"{error.filename}: must be accessible, but {error.strerror}; check its mode"], EXIT_PERMISSION, True)
+    except ImportError as error:
+        _end(
+            [f"package: must be installed, but {error}; install it or drop the flag that asks for it"],
+            EXIT_CONFIG,
+            True,
+        )
     except OSError as error:
-        traceback.print_exc()
+        if not error.filename:
+            traceback.print_exc()
         where = f"{error.filename}: " if error.filename else ""
         _end([f"{where}{error.strerror or error}"], EXIT_INPUT_OUTPUT, everyone_speaks=True)
     except Exception as error:  # the outermost frame: a bug must end in its own code too
@@ -76,7 +84,11 @@ def _diagnosis(error: Exception) -> tuple[str, int]:
     """Tell what an exception of a library means, and its exit code."""
     if any(word in str(error).lower() for word in _MEMORY_WORDS):
         return _memory_line(error), EXIT_OUT_OF_MEMORY
-    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+    if "no space left" in str(error).lower():
+        return f"disk: must have room, but {str(error).splitlines()[0]}; free some space", EXIT_INPUT_OUTPUT
+    if "connection closed by peer" in str(error).lower() or any(
+        kind.__name__ == "DistError" for kind in type(error).__mro__
+    ):
         # torch.distributed's base class, by name: this module must not load torch.
         first = str(error).splitlines()[0]
         return f"launch: all ranks must reach each other, but {first}; check the hosts and --master_port", EXIT_LAUNCH
@@ -92,14 +104,13 @@ def _memory_line(error: BaseException) -> str:
 
 
 def _end(lines: "list[str] | tuple[str, ...]", code: int, everyone_speaks: bool) -> None:
-    speaks = everyone_speaks or os.environ.get("LOCAL_RANK", "0") == "0"
-    name = f"[rank {rank()} host {socket.gethostname()}] " if rank() else ""
-    if speaks:
-        for line in lines:
-            print(f"{name}error: {line}", file=sys.stderr, flush=True)
-    else:
-        # The launcher kills all ranks as soon as one ends; leave the one that tells the reason time to tell it.
+    if not everyone_speaks and os.environ.get("LOCAL_RANK", "0") != "0":
+        # The launcher kills all ranks as soon as one ends, so the first rank of the host ends this wait after telling
+        # the fault. If it does not, the fault is this rank's own.
         time.sleep(_LINGER_SECONDS)
+    name = f"[rank {rank()} host {socket.gethostname()}] " if rank() else ""
+    for line in lines:
+        print(f"{name}error: {line}", file=sys.stderr, flush=True)
     # Not sys.exit: after a fault, other ranks may hang in a collective, and the interpreter's shutdown with them.
     sys.stdout.flush()
     sys.stderr.flush()

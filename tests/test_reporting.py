@@ -114,9 +114,30 @@ def test_threads_that_hang_do_not_keep_a_failed_process_alive() -> None:
     assert end(body) == (65, "error: x\n")
 
 
-def test_a_second_rank_of_a_host_leaves_the_telling_to_the_first() -> None:
+def test_a_second_rank_of_a_host_waits_for_the_first_to_tell_the_fault() -> None:
+    body = "reporting.time.sleep = lambda seconds: os._exit(9 if seconds >= 5 else 1); raise DataError('x')"
+    assert end(body, RANK="1", LOCAL_RANK="1") == (9, "")
+
+
+def test_a_fault_of_a_second_rank_alone_is_told_after_the_wait() -> None:
     body = "reporting._LINGER_SECONDS = 0.1; raise DataError('x')"
-    assert end(body, RANK="1", LOCAL_RANK="1") == (65, "")
+    code, told = end(body, RANK="1", LOCAL_RANK="1")
+    assert code == 65
+    assert told.startswith("[rank 1 host ")
+    assert told.endswith("] error: x\n")
+
+
+def test_a_package_that_is_not_installed_has_code_64() -> None:
+    assert end("raise ImportError('no wandb')") == (
+        64,
+        "error: package: must be installed, but no wandb; install it or drop the flag that asks for it\n",
+    )
+
+
+def test_a_full_disk_told_by_a_library_has_code_74() -> None:
+    code, told = end("raise RuntimeError('write failed: No space left on device')")
+    assert code == 74
+    assert told.splitlines()[-1].startswith("error: disk: must have room, but write failed")
 
 
 def test_the_first_rank_of_another_host_tells_with_its_name() -> None:

@@ -224,3 +224,7 @@ def test_the_hooks_run_what_the_test_runner_runs() -> None:
     ]
     assert [hook["entry"] for hook in hooks] == checks
     assert {hook["language"] for hook in hooks} == {"system"}
+
+
+def test_the_readme_has_no_figure_left_to_fill_in() -> None:
+    assert "<<" not in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -106,14 +106,16 @@ def test_evaluation_is_the_mean_over_all_supervised_tokens_on_two_ranks(
     from ds_sft.data.datasets import Encoder, build_dataset
     from ds_sft.families import family_named
 
+    held_out = tmp_path / "held_out.json"
+    held_out.write_text(json.dumps(read_json(conversations_file)[:5]))  # odd, so that the last batch is filled up
     flags = main_flags(
         tiny_checkpoint,
         conversations_file,
         tmp_path,
         max_steps=1,
         learning_rate=0,
-        num_data=5,  # an odd number, so that the last batch is filled up
-        eval_data_path=conversations_file,
+        num_data=2,  # cuts the training data only
+        eval_data_path=held_out,
         eval_strategy="steps",
         eval_steps=1,
         per_device_eval_batch_size=2,
@@ -122,8 +124,8 @@ def test_evaluation_is_the_mean_over_all_supervised_tokens_on_two_ranks(
     found = run_ranks(evaluate, flags, world_size=2)[0]
     family = family_named("flan_t5")
     tokenizer = family.load_tokenizer(tiny_checkpoint)
-    data = DataArguments(data_path=str(conversations_file), num_data=5)
-    samples = build_dataset(conversations_file, data=data, encoder=Encoder(family, tokenizer, 2048))
+    data = DataArguments(data_path=str(held_out))
+    samples = build_dataset(held_out, data=data, encoder=Encoder(family, tokenizer, 2048))
     model = reference_model(tiny_checkpoint, num_rows=len(tokenizer))
     total, num_tokens = summed_loss(model, [samples[index] for index in range(len(samples))])
     assert found["eval_num_tokens"] == num_tokens
@@ -180,6 +182,13 @@ def _remove_tokenizer(folder: Path) -> None:
 def _truncate(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
+
+
+def _forget_tying(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    for name in ("tie_word_embeddings", "scale_decoder_outputs"):
+        del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 _HEAD, _NORM = "lm_head.weight", "decoder.final_layer_norm.weight"
@@ -242,6 +251,11 @@ MISTAKES = {
     "wrong shape": Mistake(
         65, [_NORM], spoil=_edit_weights(lambda weights: weights.update({_NORM: weights[_NORM][:-1].clone()}))
     ),
+    "untied head in a tied config": Mistake(
+        65, ["lm_head.weight must equal shared.weight", "tie_word_embeddings to false"], spoil=_forget_tying
+    ),
+    "config.json of no model": Mistake(65, ["config.json: must describe a model"], spoil=_edit_config(d_model="wide")),
+    "no conversation": Mistake(65, ["at least one conversation, but has 0"], data="[]"),
     "truncated weights": Mistake(65, ["model.safetensors: must be a whole safetensors file"], spoil=_truncate),
     "no tokenizer": Mistake(66, ["must hold tokenizer.json or spiece.model"], spoil=_remove_tokenizer),
 }

@@ -32,7 +32,7 @@ class DataArguments:
     data_path: str = field(metadata={"help": "ShareGPT conversations: a JSON array or one JSON object a line."})
     eval_data_path: str | None = field(default=None, metadata={"help": "Conversations to evaluate on, same format."})
     lazy_preprocess: bool = field(default=False, metadata={"help": "Tokenise each sample when it is asked for."})
-    num_data: int = field(default=-1, metadata={"help": "Use only the first so many conversations; -1 for all."})
+    num_data: int = field(default=-1, metadata={"help": "Train on the first so many conversations only; -1 for all."})
     preprocessed_path: str | None = field(
         default=None, metadata={"help": "File for the tokenised samples: read where it exists, else written."}
     )

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import msgspec
 from torch.utils.data import Dataset
 
 from ds_sft.config.arguments import DataArguments
-from ds_sft.contracts import Conversation, Dialogue, Draft, Example, Family
+from ds_sft.contracts import IGNORE_INDEX, Conversation, Dialogue, Draft, Example, Family
 from ds_sft.data.encode import count_tokens, encode
 from ds_sft.data.normalise import normalise
 from ds_sft.data.read import read_conversations
@@ -124,14 +124,16 @@ def load_datasets(data: DataArguments, *, encoder: Encoder) -> tuple[SampleDatas
     """
     cache = Path(data.preprocessed_path).expanduser() if data.preprocessed_path else None
     if cache is not None and cache.is_file():
-        train = _read_samples(cache)
+        train = _read_samples(cache, num_tokens=len(encoder.tokenizer))
     else:
         train = build_dataset(Path(data.data_path).expanduser(), data=data, encoder=encoder)
         if cache is not None and rank() == 0:
             _write_samples(train, cache)
     if not data.eval_data_path:
         return train, None
-    return train, build_dataset(Path(data.eval_data_path).expanduser(), data=data, encoder=encoder)
+    # num_data makes a small training run; an evaluation must stay comparable.
+    whole = replace(data, num_data=-1)
+    return train, build_dataset(Path(data.eval_data_path).expanduser(), data=whole, encoder=encoder)
 
 
 def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder) -> SampleDataset:
@@ -149,6 +151,8 @@ def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder) -> Sampl
         DataError: When no conversation teaches a single token.
     """
     conversations = read_conversations(path)
+    if not conversations:
+        raise DataError(f"{path}: must hold at least one conversation, but has {len(conversations)}; add some")
     chosen = conversations[: data.num_data] if data.num_data >= 0 else conversations
     drafts = draft_samples(chosen, encoder, is_strict=data.strict_data)
     _report(path, drafts)
@@ -195,13 +199,20 @@ def draft_samples(conversations: Sequence[Conversation], encoder: Encoder, *, is
     return drafts
 
 
-def _read_samples(file: Path) -> SampleDataset:
+def _read_samples(file: Path, *, num_tokens: int) -> SampleDataset:
     try:
         examples = msgspec.json.decode(file.read_bytes(), type=list[Example])
     except msgspec.DecodeError as error:
         raise DataError(f"{file}: preprocessed_path must hold samples, but: {error}; delete the file") from error
     if not examples:
         raise DataError(f"{file}: preprocessed_path must hold samples, but has {len(examples)}; delete the file")
+    for number, example in enumerate(examples, start=1):
+        ids = [*example.input_ids, *(label for label in example.labels if label != IGNORE_INDEX)]
+        if not example.input_ids or not example.labels or not 0 <= min(ids) <= max(ids) < num_tokens:
+            raise DataError(
+                f"{file}:sample {number}: must hold ids from 0 to {num_tokens - 1} on both sides, but does not; "
+                "delete the file"
+            )
     log.warning("read %d samples from %s: data_path, num_data and model_max_length have no effect", len(examples), file)
     return SupervisedDataset(examples)
 

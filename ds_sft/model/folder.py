@@ -3,8 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -44,6 +45,24 @@ class ModelFolder:
                 raise ModelError(f"{file}: must be a whole safetensors file, but: {error}; fetch it again") from error
         return shapes
 
+    def stored_weight(self, name: str) -> torch.Tensor:
+        """Read one stored weight.
+
+        Args:
+            name: One of `stored_shapes`.
+
+        Returns:
+            The tensor, in host memory.
+
+        Raises:
+            ModelError: When no file holds it.
+        """
+        for file in self._weight_files():
+            with safe_open(file, framework="pt") as weights:
+                if name in weights.keys():  # noqa: SIM118
+                    return cast("torch.Tensor", weights.get_tensor(name))
+        raise ModelError(f"{self.path}: weight {name} must be stored, but is not; restore the files")
+
     def _weight_files(self) -> list[Path]:
         """Give the files that transformers would load: one, or those of the index."""
         single, index = self.path / "model.safetensors", self.path / "model.safetensors.index.json"
@@ -77,6 +96,8 @@ def find_model_folder(name_or_path: str, *, cache_dir: str | None) -> ModelFolde
     """
     path = Path(name_or_path).expanduser()
     if not path.is_dir():
+        if path.exists() or name_or_path.startswith((".", "/", "~")):
+            raise MissingInputError(f"model_name_or_path: folder must exist, but {path} does not; check the path")
         path = _fetch(name_or_path, cache_dir)
     file = path / "config.json"
     if not file.is_file():

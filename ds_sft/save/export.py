@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_sft.contracts import Family
+from ds_sft.errors import SaveError
 from ds_sft.save.card import model_card
 from ds_sft.zero.gather import stream_parameters
 
 _INDEX = "model.safetensors.index.json"
+_EXPORTED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def export_model(
@@ -49,7 +53,8 @@ def export_model(
     published = {key: value for key, value in family.published_config(model, content).items() if value is not None}
     write_json(into / "config.json", published)
     if model.generation_config is not None:
-        model.generation_config.save_pretrained(into)
+        # Not by save_pretrained: it refuses a checkpoint whose own file has, say, a temperature without sampling.
+        write_json(into / "generation_config.json", json.loads(model.generation_config.to_json_string()))
     _write_tokenizer(tokenizer, into)
     _write_text(into / "README.md", model_card(family=family, num_parameters=sum(t.numel() for t in weights.values())))
 
@@ -72,8 +77,10 @@ def _write_weights(weights: Mapping[str, torch.Tensor], into: Path) -> None:
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(into / _INDEX, index)
-    for stale in set(into.glob("model*.safetensors")) - {into / file for file in plan.filename_to_tensors}:
-        stale.unlink()
+    for found in into.glob("model*.safetensors"):
+        # Shards of an earlier export would be read beside ours; a file of any other name is the user's.
+        if _EXPORTED.fullmatch(found.name) and found.name not in plan.filename_to_tensors:
+            found.unlink()
     if not plan.is_sharded:
         (into / _INDEX).unlink(missing_ok=True)
 
@@ -82,7 +89,10 @@ def _write_shard(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """Write under another name and rename, so that a reader never sees half a file."""
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as folder:
         part = Path(folder) / file.name
-        save_file(tensors, part, metadata={"format": "pt"})
+        try:
+            save_file(tensors, part, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise SaveError(f"{file}: weights must be written, but: {error}; free some space and resume") from error
         # safetensors 0.8 writes 0600, which another user could not serve (safetensors issue 782).
         part.chmod(0o666 & ~_umask())
         part.replace(file)

@@ -1,11 +1,14 @@
 """Holds the settings against each other, the family and the machine, and tells every fault at once."""
 
 import logging
+import math
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from ds_sft.config.parse import Settings
 from ds_sft.contracts import Family
@@ -32,8 +35,20 @@ _AT_LEAST = {
     "max_grad_norm": 0,
     "warmup_steps": 0,
     "label_smoothing_factor": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
+    "seed": 0,
+    "dataloader_num_workers": 0,
 }
-_AT_MOST = {"label_smoothing_factor": 1, "adam_beta1": 1, "adam_beta2": 1}
+_AT_MOST = {"label_smoothing_factor": 1, "adam_beta1": 0.999999, "adam_beta2": 0.999999, "seed": 2**32 - 1}
+_FINITE = ("num_train_epochs", "logging_steps", "save_steps")
+_REFUSED = {
+    "fsdp": "weights are partitioned by DeepSpeed here; use --deepspeed",
+    "neftune_noise_alpha": "its hook sits on a layer that no family calls; leave it out",
+    "use_liger_kernel": "the loss is ours here; leave it out",
+}
+_BEST_METRICS = ("loss", "eval_loss")
 
 
 def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, Any] | None:
@@ -57,13 +72,14 @@ def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, A
         *_data_faults(settings),
         *_precision_faults(settings, family),
         *_lora_faults(settings),
+        *_trainer_faults(settings),
         *_output_faults(settings),
     ]
     config = None
     file = settings.training["deepspeed"]
     if file:
         try:
-            config = read_deepspeed_config(Path(file))
+            config = read_deepspeed_config(Path(file).expanduser())
             faults += deepspeed_faults(config, path=Path(file), training=settings.training, world_size=world_size)
         except DsSftError as error:
             faults.append(error)
@@ -107,16 +123,31 @@ def checkpoint_to_resume(settings: Settings) -> str | None:
     return str(Path(asked).expanduser())
 
 
+def _missing_state(checkpoint: Path, *, is_deepspeed: bool) -> str | None:
+    """Name what a checkpoint lacks for going on as if nothing had happened."""
+    if is_deepspeed:
+        return None if list(checkpoint.glob("global_step*")) else "global_step* (it was not written under DeepSpeed)"
+    return None if (checkpoint / "optimizer.pt").is_file() else "optimizer.pt (written by DeepSpeed or save_only_model)"
+
+
 def _resume_faults(settings: Settings) -> Iterator[DsSftError]:
     try:
-        checkpoint_to_resume(settings)
+        checkpoint = checkpoint_to_resume(settings)
     except MissingInputError as error:
         yield error
+        return
+    if checkpoint is not None:
+        missing = _missing_state(Path(checkpoint), is_deepspeed=bool(settings.training["deepspeed"]))
+        if missing:
+            yield ConfigError(
+                f"resume_from_checkpoint: {checkpoint} must hold the optimizer, but lacks {missing}; resume with the "
+                "same --deepspeed setting"
+            )
 
 
 def _file_faults(settings: Settings) -> Iterator[DsSftError]:
     samples = settings.data.preprocessed_path
-    is_read = samples and Path(samples).is_file()
+    is_read = samples and Path(samples).expanduser().is_file()
     files = {"data_path": None if is_read else settings.data.data_path, "eval_data_path": settings.data.eval_data_path}
     for name, path in files.items():
         if path and not Path(path).expanduser().exists():
@@ -124,13 +155,13 @@ def _file_faults(settings: Settings) -> Iterator[DsSftError]:
 
 
 def _number_faults(settings: Settings) -> Iterator[DsSftError]:
-    for name, least in _AT_LEAST.items():
-        value = settings.training[name]
-        if not value >= least:
+    for name in dict.fromkeys([*_AT_LEAST, *_AT_MOST, *_FINITE]):
+        value, least, most = settings.training[name], _AT_LEAST.get(name), _AT_MOST.get(name)
+        if not math.isfinite(value):
+            yield ConfigError(f"{name}: must be finite, but is {value}; give another value")
+        elif least is not None and value < least:
             yield ConfigError(f"{name}: must be at least {least}, but is {value}; give another value")
-    for name, most in _AT_MOST.items():
-        value = settings.training[name]
-        if not value <= most:
+        elif most is not None and value > most:
             yield ConfigError(f"{name}: must be at most {most}, but is {value}; give another value")
     if settings.training["num_train_epochs"] <= 0 and settings.training["max_steps"] <= 0:
         epochs = settings.training["num_train_epochs"]
@@ -167,15 +198,49 @@ def _precision_faults(settings: Settings, family: Family) -> Iterator[DsSftError
 def _lora_faults(settings: Settings) -> Iterator[DsSftError]:
     lora = settings.lora
     for name, value in (("lora_r", lora.lora_r), ("lora_weight_path", lora.lora_weight_path), ("q_lora", lora.q_lora)):
-        if value:
+        if value is not None and value is not False:
             yield ConfigError(
                 f"{name}: adapters are not in this version, but it is {value}; leave it out to train fully"
             )
 
 
+def _trainer_faults(settings: Settings) -> Iterator[DsSftError]:
+    """Refuse what transformers would accept and our trainer would not do, or would do wrong."""
+    training = settings.training
+    for name, reason in _REFUSED.items():
+        if training[name]:
+            yield ConfigError(f"{name}: must not be given, but is {training[name]!r}: {reason}")
+    if not training["average_tokens_across_devices"]:
+        yield ConfigError(
+            "average_tokens_across_devices: must be True, but is False: the loss would depend on how the batch is "
+            "split; leave it out"
+        )
+    metric = training["metric_for_best_model"]
+    if metric is not None and metric not in _BEST_METRICS:
+        yield ConfigError(
+            f"metric_for_best_model: must be {' or '.join(_BEST_METRICS)}, but is {metric!r}; perplexity rises and "
+            "falls with the loss"
+        )
+    if training["load_best_model_at_end"] and training["greater_is_better"]:
+        yield ConfigError("greater_is_better: must be False for a loss, but is True; leave it out")
+    asked = training["report_to"]
+    found = get_available_reporting_integrations()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    known = {"none", "all", *found}
+    for tracker in [asked] if isinstance(asked, str) else asked or []:
+        if tracker not in known:
+            told = ", ".join(sorted(known))
+            yield ConfigError(f"report_to: must be installed (found: {told}), but is {tracker!r}; pip install it")
+
+
 def _output_faults(settings: Settings) -> Iterator[DsSftError]:
     """Try to write into the output folder, as the only way to know whether that will work later."""
     folder = settings.output_dir
+    model = Path(settings.model.model_name_or_path).expanduser()
+    if model.is_dir() and folder.resolve() == model.resolve():
+        yield ConfigError(
+            f"output_dir: must not be the folder of the model, but both are {folder}: the export would replace what is "
+            "there; name another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import IGNORE_INDEX, Family
 from ds_sft.data.collate import Batch, DataCollatorForSupervisedDataset
+from ds_sft.errors import ModelError
 from ds_sft.model.loss import token_losses, token_mean_loss
 from ds_sft.save.export import export_model
 from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback
@@ -184,11 +185,17 @@ def _collator(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding_side: Any, *, on_gpu: bool
 ) -> DataCollatorForSupervisedDataset:
     """Make the collator with the ids that the model's config names."""
-    start = model.config.decoder_start_token_id
-    pad = model.config.pad_token_id
+    pad, start = model.config.pad_token_id, model.config.decoder_start_token_id
+    if pad is None:
+        raise ModelError(f"config.json: pad_token_id must be a number, but is {pad}; T5's own is 0")
+    if start is None:
+        # What training starts from, generation must start from as well.
+        start = model.config.decoder_start_token_id = pad
+        if model.generation_config is not None:
+            model.generation_config.decoder_start_token_id = pad
     return DataCollatorForSupervisedDataset(
         pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=pad if start is None else start,
+        decoder_start_token_id=start,
         decoder_pad_token_id=pad,
         padding_side=padding_side,
         multiple_of=_TENSOR_CORE_MULTIPLE if on_gpu else 1,

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError
 
 _KNOWN_KEYS = frozenset(
@@ -16,7 +18,6 @@ _KNOWN_KEYS = frozenset(
         "aio",
         "autotuning",
         "bf16",
-        "bfloat16",
         "checkpoint",
         "comet",
         "comms_logger",
@@ -217,7 +218,9 @@ def _precision_faults(config: Mapping[str, Any], training: Mapping[str, Any]) ->
 def _mirrored_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
     """Check the values that stand in the file and in a flag."""
     parameters = _section(_section(config, "optimizer"), "params")
+    betas = [training["adam_beta1"], training["adam_beta2"]]
     pairs = [
+        ("optimizer.params.betas", parameters.get("betas"), "adam_beta1 and --adam_beta2", betas),
         ("gradient_clipping", config.get("gradient_clipping"), "max_grad_norm", training["max_grad_norm"]),
         ("optimizer.params.lr", parameters.get("lr"), "learning_rate", training["learning_rate"]),
         ("optimizer.params.eps", parameters.get("eps"), "adam_epsilon", training["adam_epsilon"]),
@@ -226,6 +229,13 @@ def _mirrored_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> 
     for key, value, flag, wanted in pairs:
         if _is_set(value) and value != wanted:
             yield f'{key}: must agree with --{flag} {wanted}, but is {value!r}; set it to "auto"'
+    optimizer = _section(config, "optimizer")
+    if optimizer and isinstance(optimizer.get("params", {}), dict):
+        for name, flag in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+            if name not in parameters:
+                # DeepSpeed would take a default of its own, and the flag would do nothing.
+                rule = f"must be there for --{flag} {training[flag]}, but is not"
+                yield f'optimizer.params.{name}: {rule}; set it to "auto"'
 
 
 def _zero_faults(config: Mapping[str, Any]) -> Iterator[str]:
@@ -235,3 +245,17 @@ def _zero_faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"zero_optimization.stage: must be 0, 1, 2 or 3, but is {stage!r}; see ds_configs/README.md"
     elif section.get("offload_param") and stage < _PARTITIONS_PARAMETERS:
         yield f"zero_optimization.offload_param: needs stage 3, but stage is {stage}; remove it or use stage 3"
+    else:
+        yield from _zero_section_faults(section)
+
+
+def _zero_section_faults(section: Mapping[str, Any]) -> Iterator[str]:
+    """Let DeepSpeed's own schema judge the section; transformers would blame the weights for a fault in it."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**{key: value for key, value in section.items() if _is_set(value)})
+    except ValidationError as error:
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"])
+            yield f"zero_optimization.{key}: {fault['msg']}, but is {fault['input']!r}; see ds_configs/README.md"

@@ -152,3 +152,9 @@ def test_any_value_of_a_flag_gives_flags_or_a_config_error(tmp_path: Path, text:
     except ConfigError:
         return
     assert words[:1] in ([], ["--seed"])
+
+
+def test_no_is_a_word_and_only_true_and_false_are_booleans(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("save_strategy: no\nreport_to: off\nbf16: true\n")
+    assert recipe_arguments(file) == ["--save_strategy", "no", "--report_to", "off", "--bf16", "True"]

@@ -39,7 +39,14 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "no/such-model", "./nothing"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing"])
+def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MissingInputError) as caught:
+        find_model_folder(name, cache_dir=str(tmp_path))
+    assert str(caught.value) == (f"model_name_or_path: folder must exist, but {Path(name)} does not; check the path")
+
+
+@pytest.mark.parametrize("name", ["no/such-model"])
 def test_what_is_neither_a_folder_nor_a_model_on_the_hub_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(MissingInputError) as caught:
         find_model_folder(name, cache_dir=str(tmp_path))

@@ -1,13 +1,17 @@
-"""What is exported is what was trained, and plain transformers loads it without a word."""
+"""What is exported is what was trained, and plain transformers loads every key of it."""
 
+import json
 import os
+import shutil
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -15,6 +19,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from ds_sft.config.arguments import DataArguments
 from ds_sft.data.datasets import Encoder, build_dataset
 from ds_sft.families import family_named
+from ds_sft.save import export
 from tests.conftest import CONFIGS
 from tests.jobs import main_flags, read_json, train_and_log
 from tests.ranks import run_ranks
@@ -168,3 +173,51 @@ def test_weights_are_16_bit_unless_asked_otherwise(
     with safe_open(tmp_path / "model.safetensors", framework="pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
     assert read_json(tmp_path / "config.json")["dtype"] == "bfloat16"
+
+
+def test_old_shards_leave_and_files_of_the_user_stay(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "model_backup.safetensors"):
+        (tmp_path / name).write_text("{}")
+    run_ranks(train_and_log, main_flags(tiny_checkpoint, conversations_file, tmp_path, max_steps=1), world_size=1)
+    names = {file.name for file in tmp_path.glob("model*")}
+    assert names == {"model.safetensors", "model_backup.safetensors"}
+
+
+def test_many_weights_become_shards_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {name: torch.full((8,), float(index)) for index, name in enumerate("abc")}
+    monkeypatch.setattr(
+        export, "split_torch_state_dict_into_shards", partial(split_torch_state_dict_into_shards, max_shard_size=64)
+    )
+    export._write_weights(weights, tmp_path)
+    index = read_json(tmp_path / "model.safetensors.index.json")
+    assert sorted(index["weight_map"]) == ["a", "b", "c"]
+    assert len(set(index["weight_map"].values())) == 2
+    read = {name: load_file(tmp_path / file)[name] for name, file in index["weight_map"].items()}
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+def test_a_generation_config_that_transformers_would_not_save_is_kept(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    stored = {"temperature": 0.7, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    (model / "generation_config.json").write_text(json.dumps(stored))
+    flags = main_flags(model, conversations_file, tmp_path / "out", max_steps=1)
+    run_ranks(train_and_log, flags, world_size=1)
+    kept = read_json(tmp_path / "out" / "generation_config.json")
+    assert kept["temperature"] == 0.7
+    assert kept["decoder_start_token_id"] == 0
+
+
+def test_a_checkpoint_without_a_start_token_learns_to_generate_from_the_one_it_was_trained_with(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    (model / "config.json").write_text(json.dumps(read_json(model / "config.json") | {"decoder_start_token_id": None}))
+    flags = main_flags(model, conversations_file, tmp_path / "out", max_steps=1)
+    run_ranks(train_and_log, flags, world_size=1)
+    assert read_json(tmp_path / "out" / "generation_config.json")["decoder_start_token_id"] == 0

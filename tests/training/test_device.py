@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ds_sft.config.parse import parse
+from ds_sft.errors import ConfigError
 from ds_sft.training.device import on_this_device
 
 NEEDED = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
@@ -57,3 +58,14 @@ def test_the_given_settings_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> 
     settings = parse(NEEDED)
     on_this_device(settings)
     assert settings.training["use_cpu"] is False
+
+
+def test_one_process_that_sees_several_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    settings = parse(NEEDED)
+    with pytest.raises(ConfigError, match="one process must see one GPU, but sees 4"):
+        on_this_device(settings)
+    monkeypatch.setenv("RANK", "0")
+    assert on_this_device(settings) == settings

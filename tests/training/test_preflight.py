@@ -13,6 +13,7 @@ from ds_sft.contracts import Family
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError
 from ds_sft.families import family_named
 from ds_sft.training.preflight import check, checkpoint_to_resume
+from tests.conftest import CONFIGS
 
 T5 = family_named("flan_t5")
 
@@ -60,7 +61,10 @@ def test_settings_without_a_fault_pass(settings: Settings) -> None:
         ("gradient_accumulation_steps", 1, 0),
         ("model_max_length", 2, 1),
         ("learning_rate", 0, -1e-05),
-        ("learning_rate", 0, float("nan")),
+        ("adam_beta1", 0, -1.0),
+        ("adam_epsilon", 0, -1e-8),
+        ("seed", 0, -1),
+        ("dataloader_num_workers", 0, -1),
         ("weight_decay", 0, -0.1),
         ("max_grad_norm", 0, -1.0),
         ("warmup_steps", 0, -1),
@@ -213,3 +217,72 @@ def test_resume_true_takes_the_newest_whole_checkpoint(settings: Settings) -> No
             (folder / "trainer_state.json").write_text("{}")
     asked = training(settings, resume_from_checkpoint="True")
     assert checkpoint_to_resume(asked) == str(settings.output_dir / "checkpoint-10")
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "adam_epsilon", "num_train_epochs", "logging_steps", "weight_decay"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_refused(settings: Settings, name: str, value: float) -> None:
+    told = fault(training(settings, **{name: value}))
+    assert told == f"{name}: must be finite, but is {value}; give another value"
+
+
+@pytest.mark.parametrize(("name", "most", "value"), [("adam_beta2", 0.999999, 1.0), ("seed", 2**32 - 1, 2**32)])
+def test_a_number_above_its_limit_is_refused(settings: Settings, name: str, most: float, value: float) -> None:
+    told = fault(training(settings, **{name: value}))
+    assert told == f"{name}: must be at most {most}, but is {value}; give another value"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("fsdp", "full_shard", "weights are partitioned by DeepSpeed here; use --deepspeed"),
+        ("neftune_noise_alpha", 5.0, "its hook sits on a layer that no family calls; leave it out"),
+        ("use_liger_kernel", True, "the loss is ours here; leave it out"),
+    ],
+)
+def test_what_our_trainer_would_not_do_is_refused(settings: Settings, name: str, value: object, reason: str) -> None:
+    assert fault(training(settings, **{name: value})) == f"{name}: must not be given, but is {value!r}: {reason}"
+
+
+def test_a_loss_that_depends_on_the_split_is_refused(settings: Settings) -> None:
+    assert fault(training(settings, average_tokens_across_devices=False)).startswith(
+        "average_tokens_across_devices: must be True, but is False"
+    )
+
+
+def test_a_best_metric_that_is_not_the_loss_is_refused(settings: Settings) -> None:
+    assert fault(training(settings, metric_for_best_model="perplexity")).startswith(
+        "metric_for_best_model: must be loss or eval_loss, but is 'perplexity'"
+    )
+
+
+def test_a_tracker_that_is_not_installed_is_refused(settings: Settings) -> None:
+    told = fault(training(settings, report_to=["tensorboard", "no-tracker"]))
+    assert told.startswith("report_to: must be installed (found: all, none, ")
+    assert "but is 'no-tracker'" in told
+
+
+def test_the_model_folder_as_output_folder_is_refused(settings: Settings, tmp_path: Path) -> None:
+    same = replace(settings, model=replace(settings.model, model_name_or_path=str(tmp_path / "x" / ".." / "out")))
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "x").mkdir()
+    assert fault(same).startswith("output_dir: must not be the folder of the model, but both are ")
+
+
+@pytest.mark.parametrize(
+    ("files", "deepspeed", "lacks"),
+    [
+        (["optimizer.pt"], True, "global_step*"),
+        (["global_step2"], False, "optimizer.pt"),
+    ],
+)
+def test_a_checkpoint_of_another_engine_is_not_resumed(
+    settings: Settings, tmp_path: Path, files: list[str], deepspeed: bool, lacks: str
+) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    for name in ["trainer_state.json", *files]:
+        (checkpoint / name).write_text("{}")
+    config = str(CONFIGS / "zero2.json") if deepspeed else None
+    told = fault(training(settings, resume_from_checkpoint=str(checkpoint), deepspeed=config))
+    assert f"must hold the optimizer, but lacks {lacks}" in told

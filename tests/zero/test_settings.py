@@ -19,6 +19,8 @@ TRAINING: dict[str, Any] = {
     "fp16": False,
     "max_grad_norm": 1.0,
     "learning_rate": 1e-4,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
     "adam_epsilon": 1e-8,
     "weight_decay": 0.0,
 }
@@ -105,15 +107,15 @@ def test_every_shipped_file_agrees_with_any_flags(file: Path, precision: dict[st
         ({"fp16": {"enabled": True}}, f"fp16.enabled: {AGREE} --fp16 False, but is True; {AUTO}"),
         ({"gradient_clipping": 0.5}, f"gradient_clipping: {AGREE} --max_grad_norm 1.0, but is 0.5; {AUTO}"),
         (
-            {"optimizer": {"params": {"lr": 0.1}}},
+            {"optimizer": {"params": {"lr": 0.1, "weight_decay": "auto"}}},
             f"optimizer.params.lr: {AGREE} --learning_rate 0.0001, but is 0.1; {AUTO}",
         ),
         (
-            {"optimizer": {"params": {"eps": 0.1}}},
+            {"optimizer": {"params": {"lr": "auto", "eps": 0.1, "weight_decay": "auto"}}},
             f"optimizer.params.eps: {AGREE} --adam_epsilon 1e-08, but is 0.1; {AUTO}",
         ),
         (
-            {"optimizer": {"params": {"weight_decay": 1}}},
+            {"optimizer": {"params": {"lr": "auto", "weight_decay": 1}}},
             f"optimizer.params.weight_decay: {AGREE} --weight_decay 0.0, but is 1; {AUTO}",
         ),
         ({"zero_optimization": {"stage": 4}}, f"{STAGE} 4; see ds_configs/README.md"),
@@ -124,6 +126,21 @@ def test_every_shipped_file_agrees_with_any_flags(file: Path, precision: dict[st
         ),
         ({"bf16": True}, "bf16: must be a JSON object, but is True; see ds_configs/"),
         ({"fp16": None}, "fp16: must be a JSON object, but is None; see ds_configs/"),
+        (
+            {"optimizer": {"params": {"lr": "auto"}}},
+            f"optimizer.params.weight_decay: must be there for --weight_decay 0.0, but is not; {AUTO}",
+        ),
+        (
+            {"optimizer": {"params": {"lr": "auto", "weight_decay": "auto", "betas": [0.8, 0.999]}}},
+            f"optimizer.params.betas: {AGREE} --adam_beta1 and --adam_beta2 [0.9, 0.999], but is [0.8, 0.999]; {AUTO}",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}},
+            (
+                "zero_optimization.reduce_bucket_size: Input should be a valid integer, unable to parse string as an "
+                "integer, but is 'big'; see ds_configs/README.md"
+            ),
+        ),
         ({"optimizer": "adam"}, "optimizer: must be a JSON object, but is 'adam'; see ds_configs/"),
         ({"optimizer": {"params": [1]}}, "optimizer.params: must be a JSON object, but is [1]; see ds_configs/"),
         ({"zero_optimization": 3}, "zero_optimization: must be a JSON object, but is 3; see ds_configs/"),

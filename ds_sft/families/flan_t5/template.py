@@ -48,8 +48,12 @@ def lay_out(dialogue: Dialogue, max_tokens: int, measure: Measure) -> Layout:
     """
     layout = Layout()
     header = Segment("text", (dialogue.system or DEFAULT_SYSTEM) + "\n\n")
+    told = [_history(exchange) for exchange in dialogue.exchanges]
+    costs = [measure([segment]) for segment in told]
     for index, exchange in enumerate(dialogue.exchanges):
-        source, dropped = _longest_source(header, dialogue.exchanges[:index], exchange, max_tokens, measure)
+        question = Segment("text", f"### Human: {exchange.question}\n### Assistant: ")
+        history = list(zip(told[:index], costs[:index], strict=True))
+        source, dropped = _longest_source(header, history, question, max_tokens, measure)
         layout.counters["history_dropped"] += dropped
         if not source:
             layout.counters["prompt_too_long"] += 1
@@ -60,16 +64,30 @@ def lay_out(dialogue: Dialogue, max_tokens: int, measure: Measure) -> Layout:
     return layout
 
 
+def _history(exchange: Exchange) -> Segment:
+    return Segment("text", f"### Human: {exchange.question}\n### Assistant: {exchange.answer}\n")
+
+
 def _longest_source(
-    header: Segment, history: Sequence[Exchange], exchange: Exchange, max_tokens: int, measure: Measure
+    header: Segment, history: Sequence[tuple[Segment, int]], question: Segment, max_tokens: int, measure: Measure
 ) -> tuple[tuple[Segment, ...], int]:
-    """Give the source with as much history as fits and the number of exchanges left out; empty if none fits."""
-    question = Segment("text", f"### Human: {exchange.question}\n### Assistant: ")
-    for dropped in range(len(history) + 1):
-        told = [
-            Segment("text", f"### Human: {past.question}\n### Assistant: {past.answer}\n") for past in history[dropped:]
-        ]
-        source = (header, *told, question, END)
-        if measure(source) <= max_tokens:
-            return source, dropped
-    return (), len(history)
+    """Give the source with as much history as fits and the number of exchanges left out; empty if none fits.
+
+    The tokens of the parts add up to nearly those of the whole, so their sum tells where to start; measuring every
+    possible history instead would read a long conversation a cubic number of times.
+    """
+
+    def source(dropped: int) -> tuple[Segment, ...]:
+        return (header, *(segment for segment, _ in history[dropped:]), question, END)
+
+    dropped, room = len(history), max_tokens - measure(source(len(history)))
+    while dropped > 0 and room >= history[dropped - 1][1]:
+        dropped -= 1
+        room -= history[dropped][1]
+    while dropped > 0 and measure(source(dropped - 1)) <= max_tokens:
+        dropped -= 1
+    while dropped < len(history) and measure(source(dropped)) > max_tokens:
+        dropped += 1
+    if measure(source(dropped)) > max_tokens:
+        return (), dropped
+    return source(dropped), dropped

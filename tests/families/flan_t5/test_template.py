@@ -128,3 +128,17 @@ def test_the_added_tokens_and_their_order_are_those_of_fastchat() -> None:
 def test_the_default_system_text_is_that_of_fastchat() -> None:
     golden = json.loads((GOLDEN / "fastchat_t5_outputs.json").read_text(encoding="utf-8"))
     assert golden[0]["source_text"].startswith(f"{DEFAULT_SYSTEM}\n\n### Human: ")
+
+
+def test_a_long_conversation_is_measured_a_few_times_for_each_answer() -> None:
+    num, calls = 200, []
+
+    def measure(segments: Sequence[Segment]) -> int:
+        calls.append(1)
+        return sum(1 if segment.kind == "control" else len(segment.text) for segment in segments)
+
+    dialogue = Dialogue("s", tuple(Exchange(f"question {index}", f"answer {index}") for index in range(num)))
+    layout = lay_out(dialogue, 500, measure)
+    assert len(layout.drafts) == num
+    assert layout.counters["history_dropped"] > num
+    assert len(calls) <= 7 * num
