@@ -40,9 +40,3 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, conversations_file
     ]
     family_named("flan_t5").write_tiny_checkpoint(folder, texts)
     return folder
-
-
-@pytest.fixture
-def deepspeed_config(request: pytest.FixtureRequest) -> Path:
-    """One of the shipped DeepSpeed files, by stage."""
-    return ROOT / "ds_configs" / f"zero{request.param}.json"

@@ -55,14 +55,6 @@ def main_flags(model: Path, data: Path, output: Path, **flags: Any) -> list[str]
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-def weights_after(flags: list[str]) -> dict[str, list[float]]:
-    """Run the main job and give every weight, gathered on rank zero, as lists."""
-    trainer = train(flags)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    tensors = dict(stream_parameters(model, keep=trainer.is_world_process_zero(), dtype=torch.float32))
-    return {name: tensor.flatten().tolist() for name, tensor in tensors.items()}
-
-
 def read_json(file: Path) -> Any:
     """Give the content of a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))

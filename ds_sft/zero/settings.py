@@ -121,19 +121,6 @@ def deepspeed_faults(
     return [ConfigError(f"{path}: {line}") for line in lines]
 
 
-def zero_stage(config: Mapping[str, Any] | None) -> int:
-    """Give the ZeRO stage of a config.
-
-    Args:
-        config: Content of a DeepSpeed file, or None without DeepSpeed.
-
-    Returns:
-        0 to 3.
-    """
-    stage = _section(config or {}, "zero_optimization").get("stage", 0)
-    return stage if isinstance(stage, int) else 0
-
-
 def write_resolved(config: Mapping[str, Any], *, into: Path) -> Path:
     """Write the config that the engine really ran with, every "auto" replaced.
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_sft.errors import ConfigError, MissingInputError
-from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config, write_resolved, zero_stage
+from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config, write_resolved
 from tests.conftest import CONFIGS
 
 TRAINING: dict[str, Any] = {
@@ -185,22 +185,6 @@ KEYS = st.sampled_from(["bf16", "fp16", "optimizer", "zero_optimization", "train
 @given(config=st.dictionaries(KEYS, JSON, max_size=4))
 def test_any_json_object_gives_faults_and_never_another_error(config: dict[str, Any]) -> None:
     assert all(line.startswith("ds.json: ") and "; " in line for line in faults(config))
-    assert zero_stage(config) in {0, 1, 2, 3} or any("zero_optimization.stage" in line for line in faults(config))
-
-
-@pytest.mark.parametrize(
-    ("config", "stage"),
-    [
-        (None, 0),
-        ({}, 0),
-        ({"zero_optimization": {}}, 0),
-        ({"zero_optimization": {"stage": 2}}, 2),
-        ({"zero_optimization": {"stage": "auto"}}, 0),
-        ({"zero_optimization": 3}, 0),
-    ],
-)
-def test_the_stage_is_read_and_zero_where_there_is_none(config: dict[str, Any] | None, stage: int) -> None:
-    assert zero_stage(config) == stage
 
 
 def test_the_resolved_config_is_written_beside_the_run(tmp_path: Path) -> None:
