@@ -28,15 +28,9 @@ def conversations_file() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, conversations_file: Path) -> Path:
     """A tiny Flan-T5-shaped checkpoint with an untied head."""
-    from ds_sft.data.read import read_conversations
+    from ds_sft.data.read import read_conversations, texts_of
     from ds_sft.families import family_named
 
     folder = tmp_path_factory.mktemp("tiny")
-    texts = [
-        turn.text
-        for conversation in read_conversations(conversations_file)
-        for turn in conversation.turns
-        if isinstance(turn.text, str)
-    ]
-    family_named("flan_t5").write_tiny_checkpoint(folder, texts)
+    family_named("flan_t5").write_tiny_checkpoint(folder, texts_of(read_conversations(conversations_file)))
     return folder

@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import msgspec
 from torch.utils.data import Dataset
 
 from ds_sft.config.arguments import DataArguments
-from ds_sft.contracts import IGNORE_INDEX, Conversation, Dialogue, Draft, Example, Family
+from ds_sft.contracts import IGNORE_INDEX, Conversation, Dialogue, Draft, Example, Family, Segment
 from ds_sft.data.encode import count_tokens, encode
 from ds_sft.data.normalise import normalise
 from ds_sft.data.read import read_conversations
@@ -43,6 +42,17 @@ class Encoder:
     family: Family
     tokenizer: "PreTrainedTokenizerBase"
     max_tokens: int
+
+    def count_tokens(self, segments: Sequence[Segment]) -> int:
+        """Count the tokens of some segments.
+
+        Args:
+            segments: One sequence, in order.
+
+        Returns:
+            Their number, control tokens included.
+        """
+        return count_tokens(segments, tokenizer=self.tokenizer, encode_text=self.family.encode_text)
 
     def example(self, draft: Draft) -> Example:
         """Tokenise one sample.
@@ -180,13 +190,12 @@ def draft_samples(conversations: Sequence[Conversation], encoder: Encoder, *, is
     Raises:
         DataError: At the first rejected conversation, when strict.
     """
-    measure = partial(count_tokens, tokenizer=encoder.tokenizer, encode_text=encoder.family.encode_text)
     drafts = Drafts(counters=Counter(records=len(conversations)))
     for conversation in conversations:
         dialogue, counters = normalise(conversation)
         drafts.counters += counters
         if isinstance(dialogue, Dialogue):
-            layout = encoder.family.lay_out(dialogue, encoder.max_tokens, measure)
+            layout = encoder.family.lay_out(dialogue, encoder.max_tokens, encoder.count_tokens)
             drafts.counters += layout.counters
             drafts.items += layout.drafts
             continue

@@ -1,7 +1,7 @@
 """Reads ShareGPT conversations from a JSON array or JSONL file; a bad record is named with its place."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,18 @@ def read_conversations(path: Path) -> list[Conversation]:
     if not stripped:
         raise DataError(f"{path}: data file must hold at least one conversation, but is empty; write a JSON array")
     return list(_from_array(path, content) if stripped.startswith(b"[") else _from_lines(path, content))
+
+
+def texts_of(conversations: Iterable[Conversation]) -> list[str]:
+    """Give every message of some conversations, for training a tokenizer.
+
+    Args:
+        conversations: As read.
+
+    Returns:
+        The texts in order.
+    """
+    return [turn.text for conversation in conversations for turn in conversation.turns if isinstance(turn.text, str)]
 
 
 def _read_bytes(path: Path) -> bytes:

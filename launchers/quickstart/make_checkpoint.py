@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from ds_sft.contracts import Conversation
-from ds_sft.data.read import read_conversations
+from ds_sft.data.read import read_conversations, texts_of
 from ds_sft.families import family_named
 
 
@@ -13,18 +12,6 @@ def main() -> None:
     family, data_path, output_dir = family_named(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     family.write_tiny_checkpoint(output_dir, texts_of(read_conversations(data_path)))
     print(f"wrote a tiny {family.name} checkpoint to {output_dir}")
-
-
-def texts_of(conversations: list[Conversation]) -> list[str]:
-    """Give every message of some conversations, for training a tokenizer.
-
-    Args:
-        conversations: As read.
-
-    Returns:
-        The texts in order.
-    """
-    return [turn.text for conversation in conversations for turn in conversation.turns if isinstance(turn.text, str)]
 
 
 if __name__ == "__main__":

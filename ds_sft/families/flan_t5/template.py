@@ -81,6 +81,8 @@ def _longest_source(
         return (header, *(segment for segment, _ in history[dropped:]), question, END)
 
     dropped, room = len(history), max_tokens - measure(source(len(history)))
+    if room < 0:
+        return (), dropped
     while dropped > 0 and room >= history[dropped - 1][1]:
         dropped -= 1
         room -= history[dropped][1]
@@ -88,6 +90,4 @@ def _longest_source(
         dropped -= 1
     while dropped < len(history) and measure(source(dropped)) > max_tokens:
         dropped += 1
-    if measure(source(dropped)) > max_tokens:
-        return (), dropped
     return source(dropped), dropped
