@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ IGNORE_INDEX = -100
 
 Precision = Literal["fp32", "bf16", "fp16"]
 LossMode = Literal["last_response", "split_example", "efficient"]
+LayoutName = Literal["native", "fastchat"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,21 @@ class Draft:
     source: tuple[Segment, ...] = ()
 
 
+@dataclass(frozen=True)
+class LayoutOptions:
+    """How a dialogue is to become samples.
+
+    Args:
+        max_tokens: Most tokens of one sequence; source and target have this limit each.
+        loss_mode: Which answers are supervised, for families with a choice.
+        name: `fastchat` gives the token layout of FastChat's efficient loss, for families that have it.
+    """
+
+    max_tokens: int
+    loss_mode: LossMode = "efficient"
+    name: LayoutName = "native"
+
+
 @dataclass
 class Layout:
     """What one dialogue became: its samples, and what had to be dropped to make them fit."""
@@ -106,7 +122,23 @@ class Example:
     labels: Sequence[int]
 
 
-EncodeText = Callable[["PreTrainedTokenizerBase", str], list[int]]
+class EncodeText(Protocol):
+    """A family's way from text to ids in which nothing is a control token, whatever the text spells."""
+
+    def __call__(self, tokenizer: PreTrainedTokenizerBase, text: str, *, is_continued: bool) -> list[int]:
+        """Give the ids of a stretch of text.
+
+        Args:
+            tokenizer: From the card's `load_tokenizer`.
+            text: Any text.
+            is_continued: Whether other text of the same sequence stands right before it. A tokenizer that puts a
+                prefix in front of a text must not do so then.
+
+        Returns:
+            The ids.
+        """
+        ...
+
 
 Measure = Callable[[Sequence[Segment]], int]
 """Gives the number of tokens of some segments."""
@@ -124,7 +156,11 @@ class Family:
         loss_modes: The loss modes to choose from; empty when there is only one way.
         special_tokens: Role -> token, as `add_special_tokens` takes them.
         other_tokens: Ordinary tokens to add, in their fixed order.
-        lay_out: Turns a dialogue into samples of at most `max_tokens` tokens.
+        lay_out: Turns a dialogue into samples of at most so many tokens.
+        config_faults: Tells what in config.json this family cannot be, one line each; looks at the content only.
+        fit_context: Rewrites config.json for sequences of at most so many tokens, where the positions must be scaled.
+        register: Makes transformers' auto classes know the family; called with the full name of one of transformers'
+            `models.auto` modules, right after that was imported.
         load_tokenizer: Reads the tokenizer of a model folder.
         encode_text: Gives the ids of text in which nothing is a control token, whatever it reads.
         model_class: Picks the model class from config.json's content and the names of the stored weights.
@@ -139,7 +175,10 @@ class Family:
     loss_modes: tuple[LossMode, ...]
     special_tokens: Mapping[str, str]
     other_tokens: tuple[str, ...]
-    lay_out: Callable[[Dialogue, int, Measure], Layout]
+    lay_out: Callable[[Dialogue, LayoutOptions, Measure], Layout]
+    config_faults: Callable[[Mapping[str, Any]], Sequence[str]]
+    fit_context: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    register: Callable[[str], None]
     load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]
     encode_text: EncodeText
     model_class: Callable[[Mapping[str, Any], frozenset[str]], type[PreTrainedModel]]

@@ -36,7 +36,8 @@ def train(arguments: Sequence[str]) -> SftTrainer:
 
     # Data before the model: a file that teaches nothing must not cost a model load.
     tokenizer = family.load_tokenizer(folder.path)
-    encoder = Encoder(family, tokenizer, settings.training["model_max_length"])
+    options = settings.data.layout_options(max_tokens=settings.training["model_max_length"])
+    encoder = Encoder(family, tokenizer, options)
     train_dataset, eval_dataset = load_datasets(settings.data, encoder=encoder)
 
     if settings.training["deepspeed"]:

@@ -103,6 +103,7 @@ def test_evaluation_is_the_mean_over_all_supervised_tokens_on_two_ranks(
     tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
 ) -> None:
     from ds_sft.config.arguments import DataArguments
+    from ds_sft.contracts import LayoutOptions
     from ds_sft.data.datasets import Encoder, build_dataset
     from ds_sft.families import family_named
 
@@ -125,7 +126,7 @@ def test_evaluation_is_the_mean_over_all_supervised_tokens_on_two_ranks(
     family = family_named("flan_t5")
     tokenizer = family.load_tokenizer(tiny_checkpoint)
     data = DataArguments(data_path=str(held_out))
-    samples = build_dataset(held_out, data=data, encoder=Encoder(family, tokenizer, 2048))
+    samples = build_dataset(held_out, data=data, encoder=Encoder(family, tokenizer, LayoutOptions(2048)))
     model = reference_model(tiny_checkpoint, num_rows=len(tokenizer))
     total, num_tokens = summed_loss(model, [samples[index] for index in range(len(samples))])
     assert found["eval_num_tokens"] == num_tokens

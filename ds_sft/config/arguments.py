@@ -5,7 +5,7 @@ from typing import Literal
 
 import transformers
 
-from ds_sft.contracts import LossMode
+from ds_sft.contracts import LayoutOptions, LossMode
 
 
 @dataclass
@@ -40,6 +40,9 @@ class DataArguments:
     last_response_loss: bool = field(default=False, metadata={"help": "Loss on the last answer only."})
     split_example_loss: bool = field(default=False, metadata={"help": "One sample for each answer."})
     efficient_loss: bool = field(default=False, metadata={"help": "One sample, loss on every answer."})
+    layout: Literal["native", "fastchat"] = field(
+        default="native", metadata={"help": "fastchat gives FastChat's token layout, for --efficient_loss only."}
+    )
 
     def loss_modes(self) -> tuple[LossMode, ...]:
         """Give the loss modes that were asked for; more than one is a fault.
@@ -53,6 +56,19 @@ class DataArguments:
             "efficient": self.efficient_loss,
         }
         return tuple(mode for mode, is_on in asked.items() if is_on)
+
+    def layout_options(self, *, max_tokens: int) -> LayoutOptions:
+        """Give what a family needs to lay out a dialogue.
+
+        Args:
+            max_tokens: Most tokens of one sequence.
+
+        Returns:
+            The options; `efficient` where no loss mode was asked for.
+        """
+        asked = self.loss_modes()
+        mode: LossMode = asked[0] if asked else "efficient"
+        return LayoutOptions(max_tokens=max_tokens, loss_mode=mode, name=self.layout)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import msgspec
 from torch.utils.data import Dataset
 
 from ds_sft.config.arguments import DataArguments
-from ds_sft.contracts import IGNORE_INDEX, Conversation, Dialogue, Draft, Example, Family, Segment
+from ds_sft.contracts import IGNORE_INDEX, Conversation, Dialogue, Draft, Example, Family, LayoutOptions, Segment
 from ds_sft.data.encode import count_tokens, encode
 from ds_sft.data.normalise import normalise
 from ds_sft.data.read import read_conversations
@@ -36,12 +36,12 @@ class Encoder:
     Args:
         family: The card.
         tokenizer: From the card's `load_tokenizer`.
-        max_tokens: Limit of one sequence.
+        options: Limit and loss mode.
     """
 
     family: Family
     tokenizer: "PreTrainedTokenizerBase"
-    max_tokens: int
+    options: LayoutOptions
 
     def count_tokens(self, segments: Sequence[Segment]) -> int:
         """Count the tokens of some segments.
@@ -63,7 +63,9 @@ class Encoder:
         Returns:
             Ids and labels.
         """
-        return encode(draft, tokenizer=self.tokenizer, encode_text=self.family.encode_text, max_tokens=self.max_tokens)
+        return encode(
+            draft, tokenizer=self.tokenizer, encode_text=self.family.encode_text, max_tokens=self.options.max_tokens
+        )
 
 
 @dataclass
@@ -195,7 +197,7 @@ def draft_samples(conversations: Sequence[Conversation], encoder: Encoder, *, is
         dialogue, counters = normalise(conversation)
         drafts.counters += counters
         if isinstance(dialogue, Dialogue):
-            layout = encoder.family.lay_out(dialogue, encoder.max_tokens, encoder.count_tokens)
+            layout = encoder.family.lay_out(dialogue, encoder.options, encoder.count_tokens)
             drafts.counters += layout.counters
             drafts.items += layout.drafts
             continue

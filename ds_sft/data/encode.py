@@ -51,9 +51,14 @@ def _encode(
     """Encode each maximal stretch of text with equal supervision as one string, and control tokens by name."""
     ids: list[int] = []
     labels: list[int] = []
+    before = "control"
     for (kind, loss), run in groupby(segments, key=lambda segment: (segment.kind, segment.loss)):
         texts = [segment.text for segment in run]
-        new = _control_ids(texts, tokenizer) if kind == "control" else encode_text(tokenizer, "".join(texts))
+        if kind == "control":
+            new = _control_ids(texts, tokenizer)
+        else:
+            new = encode_text(tokenizer, "".join(texts), is_continued=before == "text")
+        before = kind
         ids += new
         labels += new if loss else [IGNORE_INDEX] * len(new)
     return ids, labels

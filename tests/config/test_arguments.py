@@ -31,6 +31,7 @@ def test_the_data_flags_and_their_defaults() -> None:
         ("last_response_loss", False),
         ("split_example_loss", False),
         ("efficient_loss", False),
+        ("layout", "native"),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ds_sft.config.arguments import DataArguments
+from ds_sft.contracts import LayoutOptions
 from ds_sft.data.datasets import Encoder, LazySupervisedDataset, SampleDataset, build_dataset, load_datasets
 from ds_sft.errors import DataError, SaveError
 from ds_sft.families import family_named
@@ -22,7 +23,7 @@ UNKNOWN_ROLE = [{"from": "robot", "value": "x"}]
 def encoder(tiny_checkpoint: Path) -> Encoder:
     """The tiny model's tokenizer, with a limit that no sample reaches."""
     family = family_named("flan_t5")
-    return Encoder(family, family.load_tokenizer(tiny_checkpoint), 512)
+    return Encoder(family, family.load_tokenizer(tiny_checkpoint), LayoutOptions(512))
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_data_that_teaches_nothing_is_refused_with_the_counts(tmp_path: Path, en
 def test_a_question_over_the_limit_gives_no_sample(tmp_path: Path, encoder: Encoder) -> None:
     file = write(tmp_path / "d.json", ANSWERED)
     with pytest.raises(DataError, match="1 records, 1 prompt_too_long"):
-        build(file, replace(encoder, max_tokens=8))
+        build(file, replace(encoder, options=LayoutOptions(8)))
 
 
 def test_both_datasets_are_loaded_when_both_files_are_given(tmp_path: Path, encoder: Encoder) -> None:

@@ -28,9 +28,9 @@ TOKENIZER = cast("PreTrainedTokenizerBase", CharTokenizer())
 PREFIX = 3
 
 
-def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Give a prefix token as SentencePiece does, so that every call can be seen, then one id a character."""
-    return [PREFIX, *(ord(character) for character in text)]
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, *, is_continued: bool) -> list[int]:
+    """Give a prefix token as SentencePiece does, but not behind other text, then one id a character."""
+    return [*([] if is_continued else [PREFIX]), *(ord(character) for character in text)]
 
 
 def text(content: str, *, loss: bool = False) -> Segment:
@@ -49,8 +49,8 @@ def ids_and_labels(draft: Draft, *, max_tokens: int = 100) -> tuple[list[int], l
 def test_labels_are_the_ids_where_there_is_loss_and_ignored_elsewhere() -> None:
     draft = Draft(target=(text("ab"), text("cd", loss=True), control("</s>", loss=True)))
     ids, labels = ids_and_labels(draft)
-    assert ids == [PREFIX, 97, 98, PREFIX, 99, 100, END]
-    assert labels == [IGNORE, IGNORE, IGNORE, PREFIX, 99, 100, END]
+    assert ids == [PREFIX, 97, 98, 99, 100, END]
+    assert labels == [IGNORE, IGNORE, IGNORE, 99, 100, END]
 
 
 def test_neighbouring_texts_of_equal_supervision_are_encoded_as_one_string() -> None:
@@ -58,7 +58,6 @@ def test_neighbouring_texts_of_equal_supervision_are_encoded_as_one_string() -> 
         PREFIX,
         97,
         98,
-        PREFIX,
         99,
         100,
     ]
@@ -86,8 +85,8 @@ def test_a_target_over_the_limit_loses_its_end_and_with_it_the_stop_token() -> N
 
 def test_ids_and_labels_of_a_cut_target_stay_aligned() -> None:
     ids, labels = ids_and_labels(Draft(target=(text("ab"), text("cd", loss=True))), max_tokens=5)
-    assert ids == [PREFIX, 97, 98, PREFIX, 99]
-    assert labels == [IGNORE, IGNORE, IGNORE, PREFIX, 99]
+    assert ids == [PREFIX, 97, 98, 99, 100]
+    assert labels == [IGNORE, IGNORE, IGNORE, 99, 100]
 
 
 def test_a_source_is_never_cut_here() -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ds_sft.config.arguments import DataArguments
+from ds_sft.contracts import LayoutOptions
 from ds_sft.data.datasets import Encoder, build_dataset
 from ds_sft.families import family_named
 from ds_sft.save import export
@@ -74,7 +75,7 @@ def _one_step_by_hand(
     family = family_named("flan_t5")
     tokenizer = family.load_tokenizer(checkpoint)
     data = DataArguments(data_path=str(conversations), num_data=NUM_SAMPLES)
-    samples = build_dataset(conversations, data=data, encoder=Encoder(family, tokenizer, 2048))
+    samples = build_dataset(conversations, data=data, encoder=Encoder(family, tokenizer, LayoutOptions(2048)))
     rows = [samples[index] for index in range(len(samples))]
     model = reference_model(checkpoint, num_rows=len(tokenizer))
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}

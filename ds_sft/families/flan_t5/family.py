@@ -19,10 +19,24 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return load_tokenizer(folder)
 
 
-def _encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def _encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, *, is_continued: bool) -> list[int]:
     from ds_sft.families.flan_t5.tokenizer import encode_text
 
-    return encode_text(tokenizer, text)
+    return encode_text(tokenizer, text, is_continued=is_continued)
+
+
+def _no_faults(_config: Mapping[str, Any]) -> Sequence[str]:
+    """Transformers judges T5's config.json itself."""
+    return ()
+
+
+def _as_it_is(config: Mapping[str, Any], _max_tokens: int) -> dict[str, Any]:
+    """T5's positions are distances: no length needs another config."""
+    return dict(config)
+
+
+def _already_known(_module: str) -> None:
+    """T5 is one of transformers' own models."""
 
 
 def _model_class(config: Mapping[str, Any], stored_names: frozenset[str]) -> "type[PreTrainedModel]":
@@ -52,6 +66,9 @@ FAMILY = Family(
     special_tokens=SPECIAL_TOKENS,
     other_tokens=OTHER_TOKENS,
     lay_out=lay_out,
+    config_faults=_no_faults,
+    fit_context=_as_it_is,
+    register=_already_known,
     load_tokenizer=_load_tokenizer,
     encode_text=_encode_text,
     model_class=_model_class,

@@ -5,7 +5,7 @@ The texts are the interface of FastChat's T5 checkpoints, so that those stay usa
 
 from collections.abc import Sequence
 
-from ds_sft.contracts import Dialogue, Draft, Exchange, Layout, Measure, Segment
+from ds_sft.contracts import Dialogue, Draft, Exchange, Layout, LayoutOptions, Measure, Segment
 
 DEFAULT_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -34,19 +34,19 @@ CHAT_TEMPLATE = (
 """Renders what the encoder reads: the same characters, and so the same ids, as `lay_out` puts before an answer."""
 
 
-def lay_out(dialogue: Dialogue, max_tokens: int, measure: Measure) -> Layout:
+def lay_out(dialogue: Dialogue, options: LayoutOptions, measure: Measure) -> Layout:
     """Give one question-answer pair for every exchange.
 
     Args:
         dialogue: System text and exchanges.
-        max_tokens: Limit of the source and, separately, of the target. The oldest exchanges leave a source that is
-            too long; the target is cut by `encode`.
+        options: Only `max_tokens` matters: the limit of the source and, separately, of the target. The oldest exchanges
+            leave a source that is too long; the target is cut by `encode`.
         measure: Counts the tokens of segments.
 
     Returns:
         Pairs in order, and the counters `history_dropped`, `answer_truncated` and `prompt_too_long`.
     """
-    layout = Layout()
+    layout, max_tokens = Layout(), options.max_tokens
     header = Segment("text", (dialogue.system or DEFAULT_SYSTEM) + "\n\n")
     told = [_history(exchange) for exchange in dialogue.exchanges]
     costs = [measure([segment]) for segment in told]

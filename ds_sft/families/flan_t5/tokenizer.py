@@ -16,7 +16,12 @@ _BEHIND_LOOKALIKE = re.compile("(?<=[\ufe64\uff1c])")
 """T5's normaliser makes `<` of these two characters, and so `</s>` of its full-width form."""
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    is_continued: bool = False,  # noqa: ARG001  # the card's interface
+) -> list[int]:
     """Give the ids of text in which nothing is a control token.
 
     `split_special_tokens` alone is not enough: the Rust Unigram model holds `</s>` as an ordinary piece and finds it
@@ -25,6 +30,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Args:
         tokenizer: From `load_tokenizer`.
         text: Any text, for example one that holds the four characters `</s>`.
+        is_continued: No difference here: no text of T5 follows text of other supervision.
 
     Returns:
         Ids; decoding them gives back the text as far as the pieces cover its characters.

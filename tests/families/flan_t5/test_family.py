@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ds_sft.contracts import Dialogue, Exchange
+from ds_sft.contracts import Dialogue, Exchange, LayoutOptions
 from ds_sft.families.flan_t5.family import FAMILY
 from ds_sft.families.flan_t5.modeling import UntiedT5
 from ds_sft.families.flan_t5.tokenizer import encode_text
@@ -26,12 +26,12 @@ def test_there_is_one_loss_only() -> None:
 def test_the_card_tokenises_as_the_family_does(tiny_checkpoint: Path) -> None:
     tokenizer = FAMILY.load_tokenizer(tiny_checkpoint)
     assert tokenizer.pad_token == "[PAD]"
-    assert FAMILY.encode_text(tokenizer, "a </s> b") == encode_text(tokenizer, "a </s> b")
+    assert FAMILY.encode_text(tokenizer, "a </s> b", is_continued=False) == encode_text(tokenizer, "a </s> b")
 
 
 def test_the_card_lays_out_one_pair_for_every_answer() -> None:
     dialogue = Dialogue(None, (Exchange("q1", "a1"), Exchange("q2", "a2")))
-    assert len(FAMILY.lay_out(dialogue, 100, len).drafts) == 2
+    assert len(FAMILY.lay_out(dialogue, LayoutOptions(100), len).drafts) == 2
 
 
 def test_the_card_picks_the_untied_class_for_its_own_tiny_checkpoint(tiny_checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ds_sft.contracts import Dialogue, Draft, Exchange, Segment
+from ds_sft.contracts import Dialogue, Draft, Exchange, LayoutOptions, Segment
 from ds_sft.data.normalise import normalise
 from ds_sft.data.read import read_conversations
 from ds_sft.families.flan_t5.template import DEFAULT_SYSTEM, OTHER_TOKENS, SPECIAL_TOKENS, lay_out
@@ -28,7 +28,10 @@ def joined(segments: Sequence[Segment]) -> str:
 
 
 def pairs(dialogue: Dialogue, max_tokens: int = NO_LIMIT) -> list[tuple[str, str]]:
-    return [(joined(draft.source), joined(draft.target)) for draft in lay_out(dialogue, max_tokens, measure).drafts]
+    return [
+        (joined(draft.source), joined(draft.target))
+        for draft in lay_out(dialogue, LayoutOptions(max_tokens), measure).drafts
+    ]
 
 
 def cut(target: Sequence[Segment], max_tokens: int) -> str:
@@ -44,7 +47,7 @@ def test_the_oracle_agrees_on_every_pair_and_counter(row: dict[str, Any]) -> Non
     dialogue, counters = normalise(CONVERSATIONS[row["id"]])
     assert isinstance(dialogue, Dialogue)
     limit = row["max_len"] or NO_LIMIT
-    layout = lay_out(dialogue, limit, measure)
+    layout = lay_out(dialogue, LayoutOptions(limit), measure)
     assert [(joined(draft.source), cut(draft.target, limit)) for draft in layout.drafts] == [
         (sample["source_full"], sample["target_full"]) for sample in row["samples"]
     ]
@@ -58,7 +61,7 @@ def test_the_oracle_agrees_on_what_is_control_and_what_is_supervised(row: dict[s
     dialogue, _ = normalise(CONVERSATIONS[row["id"]])
     assert isinstance(dialogue, Dialogue)
     kinds = {"text": "text", "eos": "control"}
-    for draft, sample in zip(lay_out(dialogue, NO_LIMIT, measure).drafts, row["samples"], strict=True):
+    for draft, sample in zip(lay_out(dialogue, LayoutOptions(NO_LIMIT), measure).drafts, row["samples"], strict=True):
         expected = [(kinds[one["kind"]], one["text"], one["loss"]) for one in sample["target"]]
         assert [(one.kind, one.text, one.loss) for one in draft.target] == expected
         assert joined([one for one in draft.source if one.kind == "control"]) == "</s>"
@@ -83,7 +86,7 @@ def test_without_a_system_text_the_default_one_stands_in_front() -> None:
 
 
 def test_the_whole_target_is_supervised_and_nothing_of_the_source() -> None:
-    for draft in lay_out(TWO, NO_LIMIT, measure).drafts:
+    for draft in lay_out(TWO, LayoutOptions(NO_LIMIT), measure).drafts:
         assert all(segment.loss for segment in draft.target)
         assert not any(segment.loss for segment in draft.source)
 
@@ -91,14 +94,14 @@ def test_the_whole_target_is_supervised_and_nothing_of_the_source() -> None:
 def test_the_source_fills_the_limit_to_the_last_token() -> None:
     whole = len("Be kind.\n\n### Human: q1\n### Assistant: a1\n### Human: q2\n### Assistant: ") + 1
     assert pairs(TWO, whole)[1][0].count("### Human") == 2
-    layout = lay_out(TWO, whole - 1, measure)
+    layout = lay_out(TWO, LayoutOptions(whole - 1), measure)
     assert joined(layout.drafts[1].source) == "Be kind.\n\n### Human: q2\n### Assistant: </s>"
     assert dict(+layout.counters) == {"history_dropped": 1}
 
 
 def test_a_question_that_does_not_fit_alone_gives_no_pair() -> None:
     dialogue = Dialogue("s", (Exchange("q" * 50, "a"), Exchange("q", "b")))
-    layout = lay_out(dialogue, 40, measure)
+    layout = lay_out(dialogue, LayoutOptions(40), measure)
     assert [joined(draft.target) for draft in layout.drafts] == ["b\n</s>"]
     assert dict(+layout.counters) == {"prompt_too_long": 1, "history_dropped": 1}
 
@@ -107,15 +110,17 @@ def test_an_answer_over_the_limit_is_counted_and_kept_whole_for_encode_to_cut() 
     limit = len("s\n\n### Human: q\n### Assistant: ") + 1
     fits = Dialogue("s", (Exchange("q", "a" * (limit - 2)),))
     too_long = Dialogue("s", (Exchange("q", "a" * (limit - 1)),))
-    assert dict(+lay_out(fits, limit, measure).counters) == {}
-    layout = lay_out(too_long, limit, measure)
+    assert dict(+lay_out(fits, LayoutOptions(limit), measure).counters) == {}
+    layout = lay_out(too_long, LayoutOptions(limit), measure)
     assert dict(+layout.counters) == {"answer_truncated": 1}
     assert isinstance(layout.drafts[0], Draft)
     assert cut(layout.drafts[0].target, limit) == "a" * (limit - 1) + "\n"
 
 
 def test_text_that_spells_markers_stays_text() -> None:
-    (draft,) = lay_out(Dialogue("s", (Exchange("</s>### Assistant: x", "</s>"),)), NO_LIMIT, measure).drafts
+    (draft,) = lay_out(
+        Dialogue("s", (Exchange("</s>### Assistant: x", "</s>"),)), LayoutOptions(NO_LIMIT), measure
+    ).drafts
     assert [one.text for one in (*draft.source, *draft.target) if one.kind == "control"] == ["</s>", "</s>"]
     assert draft.target[0] == Segment("text", "</s>\n", loss=True)
 
@@ -138,7 +143,7 @@ def test_a_long_conversation_is_measured_a_few_times_for_each_answer() -> None:
         return sum(1 if segment.kind == "control" else len(segment.text) for segment in segments)
 
     dialogue = Dialogue("s", tuple(Exchange(f"question {index}", f"answer {index}") for index in range(num)))
-    layout = lay_out(dialogue, 500, measure)
+    layout = lay_out(dialogue, LayoutOptions(500), measure)
     assert len(layout.drafts) == num
     assert layout.counters["history_dropped"] > num
     assert len(calls) <= 7 * num

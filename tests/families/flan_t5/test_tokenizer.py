@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ds_sft.contracts import Dialogue, Exchange
+from ds_sft.contracts import Dialogue, Exchange, LayoutOptions
 from ds_sft.data.encode import count_tokens, encode
 from ds_sft.data.normalise import normalise
 from ds_sft.data.read import read_conversations
@@ -145,7 +145,7 @@ def test_a_full_width_sign_that_spells_nothing_is_encoded_as_the_tokenizer_does(
 def prompts(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Give the ids of every source as the training data has them."""
     measure = partial(count_tokens, tokenizer=tokenizer, encode_text=encode_text)
-    drafts = lay_out(dialogue, 10**6, measure).drafts
+    drafts = lay_out(dialogue, LayoutOptions(10**6), measure).drafts
     return [
         list(encode(draft, tokenizer=tokenizer, encode_text=encode_text, max_tokens=10**6).input_ids)
         for draft in drafts
@@ -239,7 +239,9 @@ def test_our_ids_are_those_of_fastchat(real: PreTrainedTokenizerBase, pair: dict
     (conversation,) = (one for one in read_conversations(GOLDEN / "conversations.json") if one.identity == pair["id"])
     dialogue, _ = normalise(conversation)
     assert isinstance(dialogue, Dialogue)
-    draft = lay_out(dialogue, 2048, partial(count_tokens, tokenizer=real, encode_text=encode_text)).drafts[pair["pair"]]
+    draft = lay_out(
+        dialogue, LayoutOptions(2048), partial(count_tokens, tokenizer=real, encode_text=encode_text)
+    ).drafts[pair["pair"]]
     example = encode(draft, tokenizer=real, encode_text=encode_text, max_tokens=2048)
     assert list(example.input_ids) == pair["source_ids"]
     assert list(example.labels) == pair["target_ids"]
