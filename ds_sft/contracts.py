@@ -59,6 +59,19 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """Why a whole conversation gives nothing.
+
+    Args:
+        reason: `unknown_role`, `bad_value`, `system_not_first` or `no_exchange`; counted under this name.
+        detail: What is at fault, in words.
+    """
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of one sequence.
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from ds_sft.config.parse import build_training_arguments, parse
 from ds_sft.config.resolved import show_settings, write_settings
-from ds_sft.data.datasets import Encoder, load_datasets
+from ds_sft.data.datasets import load_datasets
+from ds_sft.data.draft import Encoder
 from ds_sft.families import family_of
 from ds_sft.model.folder import find_model_folder
 from ds_sft.model.load import load_model

@@ -104,7 +104,8 @@ def test_evaluation_is_the_mean_over_all_supervised_tokens_on_two_ranks(
 ) -> None:
     from ds_sft.config.arguments import DataArguments
     from ds_sft.contracts import LayoutOptions
-    from ds_sft.data.datasets import Encoder, build_dataset
+    from ds_sft.data.datasets import build_dataset
+    from ds_sft.data.draft import Encoder
     from ds_sft.families import family_named
 
     held_out = tmp_path / "held_out.json"

@@ -1,86 +1,24 @@
 """The datasets: eager and lazy, with the same samples in the same order; what became of the data is counted."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from torch.utils.data import Dataset
 
 from ds_sft.config.arguments import DataArguments
-from ds_sft.contracts import IGNORE_INDEX, Conversation, Dialogue, Draft, Example, Family, LayoutOptions, Segment
-from ds_sft.data.encode import count_tokens, encode
-from ds_sft.data.normalise import normalise
+from ds_sft.contracts import IGNORE_INDEX, Draft, Example
+from ds_sft.data.draft import Drafts, Encoder, draft_samples, told
 from ds_sft.data.read import read_conversations
 from ds_sft.errors import DataError, SaveError
 from ds_sft.reporting import rank
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Sequence[int]]
 """One sample: `input_ids` and `labels`."""
-
-_PLACES_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A family with its tokenizer: all that is needed to turn conversations into samples.
-
-    Args:
-        family: The card.
-        tokenizer: From the card's `load_tokenizer`.
-        options: Limit and loss mode.
-    """
-
-    family: Family
-    tokenizer: "PreTrainedTokenizerBase"
-    options: LayoutOptions
-
-    def count_tokens(self, segments: Sequence[Segment]) -> int:
-        """Count the tokens of some segments.
-
-        Args:
-            segments: One sequence, in order.
-
-        Returns:
-            Their number, control tokens included.
-        """
-        return count_tokens(segments, tokenizer=self.tokenizer, encode_text=self.family.encode_text)
-
-    def example(self, draft: Draft) -> Example:
-        """Tokenise one sample.
-
-        Args:
-            draft: The sample as segments.
-
-        Returns:
-            Ids and labels.
-        """
-        return encode(
-            draft, tokenizer=self.tokenizer, encode_text=self.family.encode_text, max_tokens=self.options.max_tokens
-        )
-
-
-@dataclass
-class Drafts:
-    """The samples of a data file before tokenisation, and what happened on the way.
-
-    Args:
-        items: In file order.
-        counters: `records`, `samples`, `rejected_<reason>` and the counters of normalisation and layout.
-        rejected: Place and reason of the first rejected records.
-    """
-
-    items: list[Draft] = field(default_factory=list)
-    counters: Counter[str] = field(default_factory=Counter)
-    rejected: list[str] = field(default_factory=list)
 
 
 class SupervisedDataset(Dataset[Row]):
@@ -171,43 +109,11 @@ def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder) -> Sampl
     if not drafts.items:
         raise DataError(
             f"{path}: must hold at least one sample with an answer, but none of {len(chosen)} records gave one "
-            f"({_told(drafts.counters)}); mend the records named above, or raise --model_max_length"
+            f"({told(drafts.counters)}); mend the records named above, or raise --model_max_length"
         )
     if data.lazy_preprocess:
         return LazySupervisedDataset(drafts.items, encoder)
     return SupervisedDataset([encoder.example(draft) for draft in drafts.items])
-
-
-def draft_samples(conversations: Sequence[Conversation], encoder: Encoder, *, is_strict: bool) -> Drafts:
-    """Turn conversations into samples and count what became of them.
-
-    Args:
-        conversations: As read.
-        encoder: Family, tokenizer and limit.
-        is_strict: Stop at the first rejected conversation.
-
-    Returns:
-        The samples before tokenisation.
-
-    Raises:
-        DataError: At the first rejected conversation, when strict.
-    """
-    drafts = Drafts(counters=Counter(records=len(conversations)))
-    for conversation in conversations:
-        dialogue, counters = normalise(conversation)
-        drafts.counters += counters
-        if isinstance(dialogue, Dialogue):
-            layout = encoder.family.lay_out(dialogue, encoder.options, encoder.count_tokens)
-            drafts.counters += layout.counters
-            drafts.items += layout.drafts
-            continue
-        if is_strict:
-            raise DataError(f"{conversation.place}: must be usable, but: {dialogue}; mend it or drop --strict_data")
-        drafts.counters[f"rejected_{dialogue}"] += 1
-        if len(drafts.rejected) < _PLACES_SHOWN:
-            drafts.rejected.append(f"{conversation.place}: {dialogue}")
-    drafts.counters["samples"] = len(drafts.items)
-    return drafts
 
 
 def _read_samples(file: Path, *, num_tokens: int) -> SampleDataset:
@@ -243,10 +149,6 @@ def _as_row(example: Example) -> Row:
 
 
 def _report(path: Path, drafts: Drafts) -> None:
-    log.info("%s: %s", path, _told(drafts.counters))
+    log.info("%s: %s", path, told(drafts.counters))
     for line in drafts.rejected:
         log.warning("rejected %s", line)
-
-
-def _told(counters: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counters.items() if count)

@@ -7,7 +7,7 @@ N4 leading answers and trailing questions, N5 blank texts, N6 everything else st
 from collections import Counter
 from itertools import groupby
 
-from ds_sft.contracts import Conversation, Dialogue, Exchange
+from ds_sft.contracts import Conversation, Dialogue, Exchange, Rejection
 
 _ROLES = {
     "human": "human",
@@ -20,29 +20,29 @@ _ROLES = {
 """N1: names of roles in data files -> ours."""
 
 
-def normalise(conversation: Conversation) -> tuple[Dialogue | str, Counter[str]]:
+def normalise(conversation: Conversation) -> tuple[Dialogue | Rejection, Counter[str]]:
     """Turn a conversation into exchanges.
 
     Args:
         conversation: The record as read.
 
     Returns:
-        The dialogue, or the reason why the whole conversation is rejected (`bad_value`, `unknown_role`,
-        `system_not_first`, `no_exchange`); and what was merged or dropped on the way.
+        The dialogue, or why the whole conversation is rejected (`bad_value`, `unknown_role`, `system_not_first`,
+        `no_exchange`); and what was merged or dropped on the way.
     """
     counters: Counter[str] = Counter()
     turns = [(_role(turn.role), turn.text) for turn in conversation.turns]
     if any(role is None for role, _ in turns):
-        return "unknown_role", counters
+        return Rejection("unknown_role", ""), counters
     named = [(role, text) for role, text in turns if role is not None and isinstance(text, str)]
     if len(named) < len(turns):
-        return "bad_value", counters
+        return Rejection("bad_value", ""), counters
     if any(role == "system" for role, _ in named[1:]):
-        return "system_not_first", counters
+        return Rejection("system_not_first", ""), counters
     system = named.pop(0)[1] if named and named[0][0] == "system" else None
     exchanges = _exchanges(_merge(named, counters), counters)
     if not exchanges:
-        return "no_exchange", counters
+        return Rejection("no_exchange", ""), counters
     return Dialogue(system if system and system.strip() else None, exchanges), counters
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from ds_sft.config.arguments import DataArguments
 from ds_sft.contracts import LayoutOptions
-from ds_sft.data.datasets import Encoder, LazySupervisedDataset, SampleDataset, build_dataset, load_datasets
+from ds_sft.data.datasets import LazySupervisedDataset, SampleDataset, build_dataset, load_datasets
+from ds_sft.data.draft import Encoder
 from ds_sft.errors import DataError, SaveError
 from ds_sft.families import family_named
 from ds_sft.families.flan_t5.template import DEFAULT_SYSTEM

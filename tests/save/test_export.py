@@ -18,7 +18,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ds_sft.config.arguments import DataArguments
 from ds_sft.contracts import LayoutOptions
-from ds_sft.data.datasets import Encoder, build_dataset
+from ds_sft.data.datasets import build_dataset
+from ds_sft.data.draft import Encoder
 from ds_sft.families import family_named
 from ds_sft.save import export
 from tests.conftest import CONFIGS
