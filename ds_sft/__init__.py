@@ -1,3 +1,7 @@
 """Fine-tune Flan-T5 and Yuan2 on conversations under DeepSpeed."""
 
+from ds_sft.auto_classes import watch
+
 __version__ = "0.1.0"
+
+watch()

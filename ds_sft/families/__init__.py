@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 from ds_sft.contracts import Family
@@ -16,9 +15,8 @@ def all_families() -> Iterator[Family]:
     Yields:
         One card for each folder.
     """
-    for module in iter_modules([str(Path(__file__).parent)]):
-        if module.ispkg:
-            yield import_module(f"{__name__}.{module.name}.family").FAMILY
+    for card in sorted(Path(__file__).parent.glob("*/family.py")):
+        yield import_module(f"{__name__}.{card.parent.name}.family").FAMILY
 
 
 def family_named(name: str) -> Family:

@@ -1,18 +1,17 @@
-"""A model folder on disk: finding it, reading its config.json and the names of its weights without loading them."""
+"""A model folder on disk: finding or fetching it, and reading its config.json; no torch."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 
 from ds_sft.errors import MissingInputError, ModelError
 
 _WANTED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_PICKLED_WEIGHTS = "pytorch_model*.bin"
 
 
 @dataclass(frozen=True)
@@ -26,58 +25,6 @@ class ModelFolder:
 
     path: Path
     config: dict[str, Any]
-
-    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Read the names and shapes of the stored weights from the safetensors headers.
-
-        Returns:
-            Name -> shape; empty for a folder of pickled weights, which only loading could tell.
-
-        Raises:
-            ModelError: When a file is missing, broken, or outside the folder.
-        """
-        shapes: dict[str, tuple[int, ...]] = {}
-        for file in self._weight_files():
-            try:
-                with safe_open(file, framework="np") as weights:
-                    shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{file}: must be a whole safetensors file, but: {error}; fetch it again") from error
-        return shapes
-
-    def stored_weight(self, name: str) -> torch.Tensor:
-        """Read one stored weight.
-
-        Args:
-            name: One of `stored_shapes`.
-
-        Returns:
-            The tensor, in host memory.
-
-        Raises:
-            ModelError: When no file holds it.
-        """
-        for file in self._weight_files():
-            with safe_open(file, framework="pt") as weights:
-                if name in weights.keys():  # noqa: SIM118
-                    return cast("torch.Tensor", weights.get_tensor(name))
-        raise ModelError(f"{self.path}: weight {name} must be stored, but is not; restore the files")
-
-    def _weight_files(self) -> list[Path]:
-        """Give the files that transformers would load: one, or those of the index."""
-        single, index = self.path / "model.safetensors", self.path / "model.safetensors.index.json"
-        if single.is_file() or not index.is_file():
-            return [single] if single.is_file() else []
-        content = _read_json(index)
-        names = content.get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise ModelError(
-                f"{index}: weight_map must map weights to files, but is {type(names).__name__}; restore it"
-            )
-        for name in names.values():
-            if Path(name).name != name:
-                raise ModelError(f"{index}: weight_map must name files of this folder, but names {name!r}; mend it")
-        return [self.path / name for name in sorted(set(names.values()))]
 
 
 def find_model_folder(name_or_path: str, *, cache_dir: str | None) -> ModelFolder:
@@ -104,10 +51,21 @@ def find_model_folder(name_or_path: str, *, cache_dir: str | None) -> ModelFolde
         raise MissingInputError(
             f"model_name_or_path: folder must hold config.json, but {path} does not; name the folder of a checkpoint"
         )
-    return ModelFolder(path, _read_json(file))
+    return ModelFolder(path, read_json(file))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object of a model folder.
+
+    Args:
+        file: For example config.json.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ModelError: When it is not a JSON object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -119,9 +77,13 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _fetch(name: str, cache_dir: str | None) -> Path:
     try:
-        return Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=_WANTED_FILES))
+        folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=_WANTED_FILES))
+        if not any(folder.glob("*.safetensors")):
+            # Old checkpoints have pickles only; those of newer ones would be fetched for nothing.
+            snapshot_download(name, cache_dir=cache_dir, allow_patterns=[_PICKLED_WEIGHTS])
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise MissingInputError(
             f"model_name_or_path: must be a folder or a name on the hub, but {name!r} is no folder and the hub said: "
             f"{str(error).splitlines()[0]}; check the path"
         ) from error
+    return folder

@@ -1,11 +1,8 @@
 """A model folder is found and its names are read, or the message says which file is at fault."""
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from ds_sft.errors import MissingInputError, ModelError
 from ds_sft.model.folder import ModelFolder, find_model_folder
@@ -79,65 +76,3 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
 def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 100_000)
     assert model_fault(tmp_path).endswith("; restore the file")
-
-
-def stored_fault(folder: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        ModelFolder(folder, {}).stored_shapes()
-    assert caught.value.exit_code == 65
-    return str(caught.value)
-
-
-def write_index(folder: Path, content: object) -> Path:
-    file = folder / "model.safetensors.index.json"
-    file.write_text(json.dumps(content))
-    return file
-
-
-def test_the_names_and_shapes_of_one_file_are_read(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(())}, tmp_path / "model.safetensors")
-    assert ModelFolder(tmp_path, {}).stored_shapes() == {"a": (2, 3), "b": ()}
-
-
-def test_the_files_of_an_index_are_read_together_and_no_others(tmp_path: Path) -> None:
-    for name, weight in (("one", "a"), ("two", "b"), ("stray", "c")):
-        save_file({weight: torch.zeros(len(name))}, tmp_path / f"{name}.safetensors")
-    write_index(tmp_path, {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
-    assert ModelFolder(tmp_path, {}).stored_shapes() == {"a": (3,), "b": (3,)}
-
-
-def test_a_folder_of_pickled_weights_has_no_names_to_read(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    assert ModelFolder(tmp_path, {}).stored_shapes() == {}
-
-
-@pytest.mark.parametrize("num_bytes", [0, 7, 60, -1])
-def test_a_cut_safetensors_file_is_refused_by_name(tmp_path: Path, num_bytes: int) -> None:
-    file = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(100)}, file)
-    file.write_bytes(file.read_bytes()[:num_bytes])
-    told = stored_fault(tmp_path)
-    assert told.startswith(f"{file}: must be a whole safetensors file, but: ")
-    assert told.endswith("; fetch it again")
-
-
-def test_a_file_that_the_index_names_but_is_missing_is_told(tmp_path: Path) -> None:
-    write_index(tmp_path, {"weight_map": {"a": "gone.safetensors"}})
-    assert stored_fault(tmp_path).startswith(f"{tmp_path}/gone.safetensors: must be a whole safetensors file, but: ")
-
-
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors"])
-def test_an_index_must_not_name_files_outside_of_the_folder(tmp_path: Path, name: str) -> None:
-    file = write_index(tmp_path, {"weight_map": {"a": name}})
-    assert stored_fault(tmp_path) == (f"{file}: weight_map must name files of this folder, but names {name!r}; mend it")
-
-
-@pytest.mark.parametrize(("content", "kind"), [({}, "NoneType"), ({"weight_map": ["a"]}, "list")])
-def test_an_index_without_a_map_is_refused(tmp_path: Path, content: object, kind: str) -> None:
-    file = write_index(tmp_path, content)
-    assert stored_fault(tmp_path) == f"{file}: weight_map must map weights to files, but is {kind}; restore it"
-
-
-def test_a_broken_index_is_refused_by_name(tmp_path: Path) -> None:
-    file = write_index(tmp_path, [])
-    assert stored_fault(tmp_path) == f"{file}: must be a JSON object, but is a list; restore the file"

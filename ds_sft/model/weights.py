@@ -1,0 +1,169 @@
+"""The weight files of a checkpoint folder: which they are, what they hold, and that reading them is safe."""
+
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ds_sft.errors import DsSftError, ModelError, raise_together
+from ds_sft.model.folder import read_json
+
+_BROKEN_PICKLE = (
+    *(pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError, AssertionError),
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+)
+"""torch's unpickler raises whatever the bytes of a broken file lead it to."""
+_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of the stored weights, without the weights themselves.
+
+    Args:
+        folder: Of a checkpoint.
+
+    Returns:
+        Name -> shape; empty when the folder has no weights.
+
+    Raises:
+        ModelError: When a file is missing, broken, unsafe or outside the folder.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".bin":
+            shapes |= {name: tuple(tensor.shape) for name, tensor in _pickled(file, location="meta").items()}
+            continue
+        try:
+            with safe_open(file, framework="np") as weights:
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: must be a whole safetensors file, but: {error}; fetch it again") from error
+    return shapes
+
+
+def stored_weight(folder: Path, name: str) -> torch.Tensor:
+    """Read one stored weight.
+
+    Args:
+        folder: Of a checkpoint.
+        name: One of `stored_shapes`.
+
+    Returns:
+        The tensor, in host memory.
+
+    Raises:
+        ModelError: When no file holds it.
+    """
+    for file in weight_files(folder):
+        if file.suffix == ".bin":
+            found = _pickled(file, location="cpu")
+            if name in found:
+                return found[name]
+            continue
+        with safe_open(file, framework="pt") as weights:
+            if name in weights.keys():  # noqa: SIM118
+                tensor: torch.Tensor = weights.get_tensor(name)
+                return tensor
+    raise ModelError(f"{folder}: weight {name} must be stored, but is not; restore the files")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Give the files that transformers would load: safetensors before pickles, one file before an index.
+
+    Args:
+        folder: Of a checkpoint.
+
+    Returns:
+        The files, all inside the folder.
+
+    Raises:
+        ModelError: When an index is broken, or a file lies elsewhere.
+    """
+    for name in (_SAFE, _PICKLED):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file() or index.is_file():
+            names = [name] if single.is_file() else _indexed(index)
+            return [_inside(folder, name) for name in names]
+    return []
+
+
+def refuse_loading_faults(found: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a model that was loaded with a weight missing (a random row would take its place) or left over.
+
+    Args:
+        found: What `from_pretrained(..., output_loading_info=True)` tells.
+        where: The checkpoint, for the message.
+
+    Raises:
+        ModelError: With one line for each weight.
+    """
+    raise_together([weight_fault(where, name, "be stored") for name in sorted(found["missing_keys"])])
+    raise_together([weight_fault(where, name, "belong to the model") for name in sorted(found["unexpected_keys"])])
+
+
+def weight_fault(where: str, weight: str, rule: str) -> DsSftError:
+    """Put a fault of one weight into words.
+
+    Args:
+        where: The checkpoint.
+        weight: The weight's name, perhaps with its shape.
+        rule: What it must, without "must".
+
+    Returns:
+        The error.
+    """
+    return ModelError(f"{where}: weight {weight} must {rule}, but does not; restore the files")
+
+
+def _indexed(index: Path) -> list[str]:
+    content = read_json(index)
+    names = content.get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(f"{index}: weight_map must map weights to files, but is {type(names).__name__}; restore it")
+    for name in names.values():
+        if Path(name).name != name or name in (".", ".."):
+            raise ModelError(f"{index}: weight_map must name files of this folder, but names {name!r}; mend it")
+    return sorted(set(names.values()))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Refuse a link that leads out of the folder; the hub's own cache links snapshots to blobs beside them."""
+    file, home = folder / name, folder.resolve()
+    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    target = file.resolve()
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise ModelError(f"{file}: must lie in its folder, but is a link to {target}; copy the file there")
+    return file
+
+
+def _pickled(file: Path, *, location: str) -> dict[str, torch.Tensor]:
+    """Read pickled tensors with torch's restricted unpickler, which runs no code of the file's."""
+    try:
+        content = torch.load(file, map_location=location, weights_only=True, mmap=_is_zip(file))
+    except _BROKEN_PICKLE as error:
+        raise ModelError(f"{file}: must hold tensors only, but: {_reason(error)}; fetch it again") from error
+    return dict(_tensors(file, content))
+
+
+def _tensors(file: Path, content: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: must map names to tensors, but is a {type(content).__name__}; fetch it again")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ModelError(f"{file}: must map names to tensors, but {name!r} is none; fetch it again")
+        yield name, tensor
+
+
+def _reason(error: Exception) -> str:
+    """Give torch's reason without its advice to run the file's code."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+    return told[0].removeprefix("WeightsUnpickler error: ") if told else type(error).__name__
+
+
+def _is_zip(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(2) == b"PK"
