@@ -153,3 +153,32 @@ def first_batch(flags: list[str]) -> list[dict[str, list[int]]]:
         }
         for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
     ]
+
+
+def rotary_inside_an_engine(stage: int, folder: Path) -> dict[str, Any]:
+    """Put the golden Yuan2 into a bf16 engine and give the cosines of its angles, in fp32, and its weights' dtype."""
+    import deepspeed
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    from ds_sft.families.yuan2.native.model import Yuan2ForCausalLM
+
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": stage},
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.0, "torch_adam": True}},
+    }
+    distributed.start(on_cpu=True)
+    living = HfDeepSpeedConfig(config) if stage == 3 else None  # type: ignore[no-untyped-call]  # as transformers has it
+    checkpoint = Path(__file__).parent / "golden" / "yuan2"
+    model = Yuan2ForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    rotary = engine.module.model.rotary_emb
+    cosines, _ = rotary(torch.zeros(1), torch.arange(2048)[None])
+    ids = torch.arange(8)[None]
+    engine.backward(engine(ids, labels=ids, use_cache=False).loss)
+    engine.step()
+    again, _ = rotary(torch.zeros(1), torch.arange(2048)[None])
+    assert torch.equal(cosines, again), "a step must not change the angles"
+    del living
+    return {"cosines": cosines[0, 0].tolist(), "dtype": str(engine.module.lm_head.weight.dtype)}

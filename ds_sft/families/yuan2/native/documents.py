@@ -1,0 +1,226 @@
+"""Which tokens may see which: causal attention inside one document, never into padding, or an error.
+
+An attention that cannot keep documents apart is refused here: plain causal attention over packed documents trains
+without a word of warning, and trains the wrong thing.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.import_utils import is_tracing
+
+from ds_sft.families.yuan2.native.configuration import Yuan2Config
+
+_MASKED = ("eager", "sdpa", "flex_attention")
+_NUM_MASK_DIMENSIONS = 2
+
+
+@dataclass(frozen=True)
+class View:
+    """What each token may see.
+
+    Args:
+        positions: Position of each token in its document, shape [B, T] or [1, T].
+        mask: As the attention implementation takes it; None for plain causal attention.
+        is_token: False on padding, shape [B, T, 1]; None where there is none.
+        goes_on: False on the first token of a document, shape [B, T, 1]; None for one document a row.
+        lengths: Document boundaries for attention kernels that take those instead of a mask.
+    """
+
+    positions: torch.Tensor
+    mask: Any = None
+    is_token: torch.Tensor | None = None
+    goes_on: torch.Tensor | None = None
+    lengths: dict[str, Any] = field(default_factory=dict)
+
+
+def view_of_documents(
+    states: torch.Tensor,
+    document_ids: torch.Tensor,
+    *,
+    config: Yuan2Config,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+) -> View:
+    """Keep packed documents apart.
+
+    Args:
+        states: Embedded tokens, shape [B, T, H].
+        document_ids: Equal inside a document, -1 on padding, shape [B, T]. The same number behind another document
+            begins a new one.
+        config: Names the attention implementation.
+        attention_mask: None, or the mask that the document ids imply.
+        position_ids: None, or positions that go up by one inside each document.
+        cache: Must be None.
+
+    Returns:
+        The view.
+
+    Raises:
+        ValueError: When the arguments contradict each other, or the attention cannot isolate.
+    """
+    _refuse_contradictions(states, document_ids, config, attention_mask, position_ids, cache)
+    goes_on = _goes_on(document_ids)
+    positions = _restarting_positions(goes_on) if position_ids is None else position_ids
+    if is_flash_attention_requested(config):
+        return View(positions, goes_on=goes_on[..., None], lengths=_lengths(goes_on))
+    mask = create_causal_mask(
+        config=config,
+        inputs_embeds=states,
+        attention_mask=None,
+        past_key_values=None,
+        and_mask_function=packed_sequence_mask_function((~goes_on).cumsum(dim=1)),
+    )
+    return View(positions, mask=mask, goes_on=goes_on[..., None])
+
+
+def view_of_rows(
+    states: torch.Tensor,
+    *,
+    config: Yuan2Config,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+) -> View:
+    """Let each row be one document, padded or not, and perhaps continued from a cache.
+
+    Args:
+        states: Embedded tokens, shape [B, T, H].
+        config: Names the attention implementation.
+        attention_mask: 1 on tokens and 0 on padding, for cached and new tokens, shape [B, past + T]; or None; or the
+            masks that `generate` makes in advance for a static cache, by kind.
+        position_ids: Shape [B, T]; None to count tokens.
+        cache: Keys, values and filter states of earlier tokens.
+
+    Returns:
+        The view.
+
+    Raises:
+        ValueError: When the positions restart inside a row, which only packed documents do.
+    """
+    num_tokens = states.shape[1]
+    if isinstance(attention_mask, dict):
+        full, padding = attention_mask["full_attention"], attention_mask["linear_attention"]
+    else:
+        padding = _padding(attention_mask)
+        _refuse_wrong_length(padding, num_tokens, cache)
+        full = create_causal_mask(
+            config=config, inputs_embeds=states, attention_mask=padding, past_key_values=cache, position_ids=None
+        )
+    if position_ids is None:
+        position_ids = _counted_positions(num_tokens, padding, cache, states.device)
+    new = None if padding is None else padding[:, -num_tokens:].bool()
+    _refuse_restarts(position_ids, new)
+    has_padding = new is not None and (is_tracing(new) or not bool(new.all()))
+    return View(position_ids, mask=full, is_token=new[..., None] if has_padding and new is not None else None)
+
+
+def _goes_on(document_ids: torch.Tensor) -> torch.Tensor:
+    """Tell which tokens have a token of their own document before them, shape [B, T]."""
+    first = torch.zeros_like(document_ids[:, :1], dtype=torch.bool)
+    return torch.cat([first, document_ids[:, 1:] == document_ids[:, :-1]], dim=1)
+
+
+def _restarting_positions(goes_on: torch.Tensor) -> torch.Tensor:
+    index = torch.arange(goes_on.shape[1], device=goes_on.device).expand(goes_on.shape)
+    return index - index.masked_fill(goes_on, 0).cummax(dim=1).values
+
+
+def _lengths(goes_on: torch.Tensor) -> dict[str, Any]:
+    """Give the boundaries of all documents, rows laid end to end; a run of padding counts as a document."""
+    starts = (~goes_on).flatten().nonzero().flatten()
+    ends = torch.cat([starts, starts.new_tensor([goes_on.numel()])]).to(torch.int32)
+    longest = int(ends.diff().max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def _padding(attention_mask: Any) -> torch.Tensor | None:
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != _NUM_MASK_DIMENSIONS:
+        shape = list(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
+        raise ValueError(
+            f"attention_mask: must have shape [B, tokens], but has {shape}: the filter needs to know which tokens are "
+            "neighbours; give document_ids for packed documents"
+        )
+    return attention_mask
+
+
+def _refuse_wrong_length(padding: torch.Tensor | None, num_tokens: int, cache: Cache | None) -> None:
+    if padding is None or is_tracing(padding):
+        return
+    past = int(cache.get_seq_length()) if cache is not None else 0
+    if padding.shape[1] != past + num_tokens:
+        raise ValueError(
+            f"attention_mask: must cover {past} cached and {num_tokens} new tokens, but covers {padding.shape[1]}; "
+            "give one number for each"
+        )
+
+
+def _counted_positions(
+    num_tokens: int, padding: torch.Tensor | None, cache: Cache | None, device: torch.device
+) -> torch.Tensor:
+    """Count tokens and leave padding out, so that a padded row has the positions of the row alone."""
+    if padding is not None:
+        return (padding.long().cumsum(dim=1) - 1).clamp(min=0)[:, -num_tokens:]
+    past = cache.get_seq_length() if cache is not None else 0
+    return (torch.arange(num_tokens, device=device) + past)[None]
+
+
+def _refuse_restarts(position_ids: torch.Tensor, is_token: torch.Tensor | None) -> None:
+    """Refuse positions of packed documents that come without document ids; they would see each other."""
+    if position_ids.shape[1] == 1 or is_tracing(position_ids):
+        return
+    is_step = position_ids.diff(dim=1) == 1
+    if is_token is not None:
+        is_step = is_step | ~is_token[:, 1:] | ~is_token[:, :-1]
+    if not bool(is_step.all()):
+        raise ValueError(
+            "position_ids: must go up by one from token to token, but do not: for packed documents give document_ids "
+            "too, or the documents would see each other"
+        )
+
+
+def _refuse_contradictions(
+    states: torch.Tensor,
+    document_ids: torch.Tensor,
+    config: Yuan2Config,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+) -> None:
+    attention = config._attn_implementation  # noqa: SLF001  # transformers offers no public way to ask
+    shape = list(states.shape[:2])
+    if attention not in _MASKED and not is_flash_attention_requested(config):
+        raise ValueError(
+            f"attn_implementation: must be able to keep documents apart ({', '.join(_MASKED)} or a flash attention), "
+            f"but is {attention!r}; choose another"
+        )
+    if list(document_ids.shape) != shape or document_ids.is_floating_point():
+        raise ValueError(
+            f"document_ids: must be integers of shape {shape}, but are {document_ids.dtype} of shape "
+            f"{list(document_ids.shape)}; give one for each token"
+        )
+    if cache is not None:
+        raise ValueError("document_ids: cannot go with a cache, but past_key_values is given; pass use_cache=False")
+    if attention_mask is not None and not torch.equal(_padding_of(attention_mask, shape), document_ids >= 0):
+        raise ValueError(
+            "attention_mask: must be 0 exactly where document_ids is -1, but is not; leave it out, the ids are enough"
+        )
+    goes_on = _goes_on(document_ids) & (document_ids >= 0)
+    if position_ids is not None and bool((goes_on[:, 1:] & (position_ids.diff(dim=1) != 1)).any()):
+        raise ValueError(
+            "position_ids: must go up by one inside each document, but do not; leave them out, they are counted"
+        )
+
+
+def _padding_of(attention_mask: Any, shape: list[int]) -> torch.Tensor:
+    padding = _padding(attention_mask)
+    if padding is None or list(padding.shape) != shape:
+        raise ValueError(f"attention_mask: must have the shape {shape} of document_ids, but has not; leave it out")
+    return padding.bool()
