@@ -1,0 +1,164 @@
+"""The forms that a record may have: ShareGPT, messages and Alpaca; each of them becomes turns."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+
+from ds_sft.contracts import Turn
+
+_FORM_KEYS = ("conversations", "messages", "instruction", "output")
+_KEYS_SHOWN = 8
+_LENGTH_SHOWN = 40
+
+
+class Message(msgspec.Struct, gc=False):
+    """One message; its values stay unchecked, because a bad one costs its conversation and not the file."""
+
+    sender: Any = msgspec.field(name="from", default=None)
+    value: Any = None
+    role: Any = None
+    content: Any = None
+
+
+class Record(msgspec.Struct, gc=False):
+    """One record of any form; keys we do not know are skipped, and null stands for a key that is not there."""
+
+    conversations: list[Message] | None = None
+    messages: list[Message] | None = None
+    instruction: Any = msgspec.UNSET
+    input: Any = None
+    output: Any = msgspec.UNSET
+    history: Any = None
+    system: Any = None
+    id: Any = None
+
+
+_RECORD = msgspec.json.Decoder(Record)
+_KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode(text: memoryview | bytes) -> Record:
+    """Read one record.
+
+    Args:
+        text: JSON of one object.
+
+    Returns:
+        The record, of exactly one form.
+
+    Raises:
+        msgspec.DecodeError: When the text is no JSON, or of none of the forms, or of two.
+        UnicodeDecodeError: When it is not UTF-8.
+        RecursionError: When it is nested too deeply.
+    """
+    record = _RECORD.decode(text)
+    forms = _forms(record)
+    if not forms:
+        raise msgspec.ValidationError(_unknown_form(list(_KEYS.decode(text))))
+    if len(forms) > 1:
+        raise msgspec.ValidationError(f"must have one form, but has both `{forms[0]}` and `{forms[1]}`")
+    if forms == ["instruction"]:
+        _check_history(record.history)
+    else:
+        _check_messages(forms[0], record.messages if record.conversations is None else record.conversations)
+    return record
+
+
+def turns_of(record: Record) -> tuple[Turn, ...]:
+    """Give the messages of a record in the order in which they are said.
+
+    Args:
+        record: As decoded.
+
+    Returns:
+        The turns, unchecked; a `system` text that stands beside them comes first.
+    """
+    messages = record.messages if record.conversations is None else record.conversations
+    turns = _alpaca_turns(record) if messages is None else [_turn(message) for message in messages]
+    return tuple(turns) if record.system is None else (Turn("system", record.system), *turns)
+
+
+def identity_of(record: Record) -> str:
+    """Give the record's own `id`.
+
+    Args:
+        record: As decoded.
+
+    Returns:
+        The `id` when it is text or a whole number, else an empty string.
+    """
+    return str(record.id) if isinstance(record.id, str | int) else ""
+
+
+def _forms(record: Record) -> list[str]:
+    """Name the forms of a record by their first keys."""
+    forms = []
+    if record.conversations is not None:
+        forms.append("conversations")
+    if record.messages is not None:
+        forms.append("messages")
+    if record.instruction is msgspec.UNSET or record.output is msgspec.UNSET:
+        return forms
+    # A table of several forms has all keys in all rows, with null where they do not apply.
+    if not forms or (record.instruction is not None and record.output is not None):
+        forms.append("instruction")
+    return forms
+
+
+def _check_messages(form: str, messages: Sequence[Message] | None) -> None:
+    for index, message in enumerate(messages or ()):
+        if message.sender is not None and message.role is not None:
+            raise msgspec.ValidationError(f"`{form}[{index}]` must name one speaker, but has both `from` and `role`")
+        if message.value is not None and message.content is not None:
+            raise msgspec.ValidationError(f"`{form}[{index}]` must hold one text, but has both `value` and `content`")
+
+
+def _check_history(history: object) -> None:
+    if history is None:
+        return
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == len("qa") for pair in history):
+        raise msgspec.ValidationError("`history` must be an array of pairs of a question and its answer, but is not")
+
+
+def _unknown_form(keys: Sequence[str]) -> str:
+    """Say that none of the forms is there, and which key may be misspelt."""
+    told = ", ".join(f"`{key[:_LENGTH_SHOWN]}`" for key in keys[:_KEYS_SHOWN]) or "no key at all"
+    more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+    missing = [name for name in _FORM_KEYS if name not in keys]
+    meant = [name for key in keys if key not in _FORM_KEYS for name in get_close_matches(key[:_LENGTH_SHOWN], missing)]
+    hint = f"; did you mean `{meant[0]}`?" if meant else ""
+    return f"must hold `conversations`, `messages` or `instruction` and `output`, but has {told}{more}{hint}"
+
+
+def _turn(message: Message) -> Turn:
+    return Turn(
+        message.role if message.sender is None else message.sender,
+        _text(message.content) if message.value is None else message.value,
+    )
+
+
+def _text(content: object) -> object:
+    """Join the parts of a message, when all of them are text."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    told = [text for text in texts if isinstance(text, str)]
+    return "\n".join(told) if told and len(told) == len(content) else content
+
+
+def _alpaca_turns(record: Record) -> list[Turn]:
+    history = [
+        Turn(role, text) for pair in record.history or () for role, text in zip(("human", "gpt"), pair, strict=True)
+    ]
+    return [*history, Turn("human", _question(record.instruction, record.input)), Turn("gpt", record.output)]
+
+
+def _question(instruction: object, context: object) -> object:
+    """Give an instruction and what it is about; a value that is no text is given as it is, to be rejected."""
+    if not isinstance(instruction, str) or context is None:
+        return instruction
+    if not isinstance(context, str):
+        return context
+    return "\n".join(text for text in (instruction, context) if text.strip()) if context.strip() else instruction
