@@ -5,9 +5,11 @@ N4 leading answers and trailing questions, N5 blank texts, N6 everything else st
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import groupby
 
-from ds_sft.contracts import Conversation, Dialogue, Exchange, Rejection
+from ds_sft.contracts import Conversation, Dialogue, Exchange, Rejection, Turn
 
 _ROLES = {
     "human": "human",
@@ -18,6 +20,9 @@ _ROLES = {
     "system": "system",
 }
 """N1: names of roles in data files -> ours."""
+
+_JSON_KINDS = {type(None): "no", bool: "a true or false as", list: "an array as", dict: "an object as"}
+_LENGTH_SHOWN = 40
 
 
 def normalise(conversation: Conversation) -> tuple[Dialogue | Rejection, Counter[str]]:
@@ -31,23 +36,55 @@ def normalise(conversation: Conversation) -> tuple[Dialogue | Rejection, Counter
         `no_exchange`); and what was merged or dropped on the way.
     """
     counters: Counter[str] = Counter()
-    turns = [(_role(turn.role), turn.text) for turn in conversation.turns]
-    if any(role is None for role, _ in turns):
-        return Rejection("unknown_role", ""), counters
-    named = [(role, text) for role, text in turns if role is not None and isinstance(text, str)]
+    turns = conversation.turns
+    named = [(role, turn.text) for turn in turns if (role := _role(turn.role)) and isinstance(turn.text, str)]
     if len(named) < len(turns):
-        return Rejection("bad_value", ""), counters
-    if any(role == "system" for role, _ in named[1:]):
-        return Rejection("system_not_first", ""), counters
-    system = named.pop(0)[1] if named and named[0][0] == "system" else None
-    exchanges = _exchanges(_merge(named, counters), counters)
+        return _bad_turn(turns), counters
+    for number, (role, _) in enumerate(named, start=1):
+        if role == "system" and number > 1:
+            told = f"turn {number} is a system turn, and only the first may be one"
+            return Rejection("system_not_first", told), counters
+    system = named[0][1] if named and named[0][0] == "system" else None
+    exchanges = _exchanges(_merge(named[system is not None :], counters), counters)
     if not exchanges:
-        return Rejection("no_exchange", ""), counters
+        return Rejection("no_exchange", _told_turns([role for role, _ in named], +counters)), counters
     return Dialogue(system if system and system.strip() else None, exchanges), counters
 
 
 def _role(name: object) -> str | None:
     return _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+
+
+def _bad_turn(turns: Sequence[Turn]) -> Rejection:
+    """Name the first turn with a role that we do not know, or else the first one without text."""
+    for number, turn in enumerate(turns, start=1):
+        if _role(turn.role) is None:
+            return Rejection("unknown_role", f"turn {number} has {_told_role(turn.role)}")
+    number, text = next((n, turn.text) for n, turn in enumerate(turns, start=1) if not isinstance(turn.text, str))
+    return Rejection("bad_value", f"turn {number} has {_told_kind(text)} text")
+
+
+def _told_role(name: object) -> str:
+    if not isinstance(name, str):
+        return f"{_told_kind(name)} role"
+    meant = get_close_matches(name.strip().lower()[:_LENGTH_SHOWN], _ROLES, n=1)
+    hint = f"did you mean {meant[0]!r}?" if meant else f"known are {', '.join(_ROLES)}"
+    return f"role {name[:_LENGTH_SHOWN]!r}; {hint}"
+
+
+def _told_kind(value: object) -> str:
+    return _JSON_KINDS.get(type(value), "a number as")
+
+
+def _told_turns(roles: Sequence[str], counters: Counter[str]) -> str:
+    """Say what a conversation without an exchange has instead."""
+    turns = ", ".join(f"{count} {role}" for role, count in Counter(roles).items())
+    dropped = ", ".join(f"{count} {name}" for name, count in counters.items())
+    return (
+        f"no question has an answer in {len(roles)} turns"
+        + (f": {turns}" if turns else "")
+        + (f" ({dropped})" if dropped else "")
+    )
 
 
 def _merge(turns: list[tuple[str, str]], counters: Counter[str]) -> list[tuple[str, str]]:

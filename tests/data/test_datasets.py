@@ -18,6 +18,7 @@ from ds_sft.families.flan_t5.template import DEFAULT_SYSTEM
 
 ANSWERED = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "It is a loss."}]
 UNKNOWN_ROLE = [{"from": "robot", "value": "x"}]
+ROBOT = "unknown_role: turn 1 has role 'robot'; known are human, user, gpt, assistant, chatgpt, system"
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,8 @@ def test_rejected_conversations_are_counted_and_named(
     assert len(build(file, encoder)) == 1
     assert told.messages == [
         f"{file}: 3 records, 1 rejected_unknown_role, 1 rejected_no_exchange, 1 samples",
-        f"rejected {file}:record 1: unknown_role",
-        f"rejected {file}:record 3: no_exchange",
+        f"rejected {file}:record 1: {ROBOT}",
+        f"rejected {file}:record 3: no_exchange: no question has an answer in 0 turns",
     ]
 
 
@@ -96,7 +97,7 @@ def test_only_the_first_ten_rejections_are_named(
     file = write(tmp_path / "d.json", *[UNKNOWN_ROLE] * 12, ANSWERED)
     build(file, encoder)
     assert [line for line in told.messages if line.startswith("rejected")] == [
-        f"rejected {file}:record {number}: unknown_role" for number in range(1, 11)
+        f"rejected {file}:record {number}: {ROBOT}" for number in range(1, 11)
     ]
 
 
@@ -105,7 +106,7 @@ def test_strict_data_stops_at_the_first_rejected_conversation(tmp_path: Path, en
     with pytest.raises(DataError) as caught:
         build(file, encoder, strict_data=True)
     assert caught.value.exit_code == 65
-    assert str(caught.value) == (f"{file}:record 2: must be usable, but: unknown_role; mend it or drop --strict_data")
+    assert str(caught.value) == (f"{file}:record 2: must be usable, but: {ROBOT}; mend it or drop --strict_data")
 
 
 def test_data_that_teaches_nothing_is_refused_with_the_counts(tmp_path: Path, encoder: Encoder) -> None:
