@@ -1,12 +1,12 @@
 """From conversations to samples as segments, with a count of everything that was dropped: no torch."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ds_sft.contracts import Conversation, Dialogue, Draft, Example, Family, LayoutOptions, Rejection, Segment
-from ds_sft.data.encode import count_tokens, encode
+from ds_sft.contracts import Conversation, Draft, Example, Family, Layout, LayoutOptions, Rejection, Segment
+from ds_sft.data.encode import count_tokens, encode, encode_stretches
 from ds_sft.data.normalise import normalise
 from ds_sft.errors import DataError
 
@@ -40,6 +40,17 @@ class Encoder:
             Their number, control tokens included.
         """
         return count_tokens(segments, tokenizer=self.tokenizer, encode_text=self.family.encode_text)
+
+    def stretches(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, list[int]]]:
+        """Give what some segments become, stretch by stretch.
+
+        Args:
+            segments: One sequence, in order.
+
+        Returns:
+            Each stretch of text that is encoded as one, or control token, with its ids.
+        """
+        return encode_stretches(segments, tokenizer=self.tokenizer, encode_text=self.family.encode_text)
 
     def example(self, draft: Draft) -> Example:
         """Tokenise one sample.
@@ -86,22 +97,36 @@ def draft_samples(conversations: Sequence[Conversation], encoder: Encoder, *, is
     """
     drafts = Drafts(counters=Counter(records=len(conversations)))
     for conversation in conversations:
-        dialogue, counters = normalise(conversation)
+        outcome, counters = draft_conversation(conversation, encoder)
         drafts.counters += counters
-        if isinstance(dialogue, Dialogue):
-            layout = encoder.family.lay_out(dialogue, encoder.options, encoder.count_tokens)
-            drafts.counters += layout.counters
-            drafts.items += layout.drafts
+        if isinstance(outcome, Layout):
+            drafts.items += outcome.drafts
             continue
         if is_strict:
             raise DataError(
-                f"{conversation.place}: must be usable, but: {_reason(dialogue)}; mend it or drop --strict_data"
+                f"{conversation.place}: must be usable, but: {told_rejection(outcome)}; mend it or drop --strict_data"
             )
-        drafts.counters[f"rejected_{dialogue.reason}"] += 1
         if len(drafts.rejected) < _PLACES_SHOWN:
-            drafts.rejected.append(f"{conversation.place}: {_reason(dialogue)}")
+            drafts.rejected.append(f"{conversation.place}: {told_rejection(outcome)}")
     drafts.counters["samples"] = len(drafts.items)
     return drafts
+
+
+def draft_conversation(conversation: Conversation, encoder: Encoder) -> tuple[Layout | Rejection, Counter[str]]:
+    """Turn one conversation into samples.
+
+    Args:
+        conversation: As read.
+        encoder: Family, tokenizer and limit.
+
+    Returns:
+        Its samples, or why there are none; and what was rejected, merged, dropped or cut on the way.
+    """
+    dialogue, counters = normalise(conversation)
+    if isinstance(dialogue, Rejection):
+        return dialogue, counters + Counter({f"rejected_{dialogue.reason}": 1})
+    layout = encoder.family.lay_out(dialogue, encoder.options, encoder.count_tokens)
+    return layout, counters + layout.counters
 
 
 def told(counters: Counter[str]) -> str:
@@ -116,5 +141,13 @@ def told(counters: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counters.items() if count)
 
 
-def _reason(rejection: Rejection) -> str:
+def told_rejection(rejection: Rejection) -> str:
+    """Put a rejection into words.
+
+    Args:
+        rejection: Of one conversation.
+
+    Returns:
+        Its reason, and what is at fault.
+    """
     return f"{rejection.reason}: {rejection.detail}" if rejection.detail else rejection.reason

@@ -1,6 +1,6 @@
 """Turns segments into ids and labels in one pass; the only place that writes `IGNORE_INDEX`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -45,30 +45,42 @@ def encode(draft: Draft, *, tokenizer: "PreTrainedTokenizerBase", encode_text: E
     return Example(input_ids=ids, labels=labels)
 
 
+def encode_stretches(
+    segments: Sequence[Segment], *, tokenizer: "PreTrainedTokenizerBase", encode_text: EncodeText
+) -> Iterator[tuple[Segment, list[int]]]:
+    """Encode each maximal stretch of text with equal supervision as one string, and control tokens by name.
+
+    Args:
+        segments: One sequence, in order.
+        tokenizer: The family's tokenizer.
+        encode_text: The family's way to ids without control tokens.
+
+    Yields:
+        Each stretch of text or control token, and its ids.
+    """
+    before = "control"
+    for (kind, loss), run in groupby(segments, key=lambda segment: (segment.kind, segment.loss)):
+        if kind == "control":
+            yield from ((segment, [_control_id(segment.text, tokenizer)]) for segment in run)
+        else:
+            text = "".join(segment.text for segment in run)
+            yield Segment("text", text, loss), encode_text(tokenizer, text, is_continued=before == "text")
+        before = kind
+
+
 def _encode(
     segments: Sequence[Segment], tokenizer: "PreTrainedTokenizerBase", encode_text: EncodeText
 ) -> tuple[list[int], list[int]]:
-    """Encode each maximal stretch of text with equal supervision as one string, and control tokens by name."""
     ids: list[int] = []
     labels: list[int] = []
-    before = "control"
-    for (kind, loss), run in groupby(segments, key=lambda segment: (segment.kind, segment.loss)):
-        texts = [segment.text for segment in run]
-        if kind == "control":
-            new = _control_ids(texts, tokenizer)
-        else:
-            new = encode_text(tokenizer, "".join(texts), is_continued=before == "text")
-        before = kind
+    for stretch, new in encode_stretches(segments, tokenizer=tokenizer, encode_text=encode_text):
         ids += new
-        labels += new if loss else [IGNORE_INDEX] * len(new)
+        labels += new if stretch.loss else [IGNORE_INDEX] * len(new)
     return ids, labels
 
 
-def _control_ids(names: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    ids: list[int] = []
-    for name in names:
-        found = tokenizer.convert_tokens_to_ids(name)
-        if not isinstance(found, int) or found == tokenizer.unk_token_id:
-            raise AssertionError(f"the tokenizer does not know the control token {name!r}")
-        ids.append(found)
-    return ids
+def _control_id(name: str, tokenizer: "PreTrainedTokenizerBase") -> int:
+    found = tokenizer.convert_tokens_to_ids(name)
+    if not isinstance(found, int) or found == tokenizer.unk_token_id:
+        raise AssertionError(f"the tokenizer does not know the control token {name!r}")
+    return found

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from ds_sft.contracts import IGNORE_INDEX, Draft, Segment
-from ds_sft.data.encode import count_tokens, encode
+from ds_sft.data.encode import count_tokens, encode, encode_stretches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,3 +103,14 @@ def test_the_count_is_the_number_of_ids() -> None:
 def test_a_control_token_that_the_tokenizer_lacks_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="does not know the control token '<sep>'"):
         ids_and_labels(Draft(target=(control("<sep>"),)))
+
+
+def test_stretches_keep_the_ids_beside_the_text_or_control_token_they_come_from() -> None:
+    segments = (text("a"), text("b"), text("c", loss=True), control("</s>", loss=True), control("</s>"), text("d"))
+    assert list(encode_stretches(segments, tokenizer=TOKENIZER, encode_text=encode_text)) == [
+        (text("ab"), [PREFIX, 97, 98]),
+        (text("c", loss=True), [99]),
+        (control("</s>", loss=True), [END]),
+        (control("</s>"), [END]),
+        (text("d"), [PREFIX, 100]),
+    ]
