@@ -99,7 +99,7 @@ def translate(arguments: Sequence[str]) -> Translation:
     new: list[str] = []
     notes: list[str] = []
     environment: dict[str, str] = {}
-    for name, values in _flags(arguments):
+    for name, values in flag_groups(arguments):
         if name not in ALIASES:
             new += [*([f"--{name}"] if name else []), *values]
             continue
@@ -119,8 +119,15 @@ def translate(arguments: Sequence[str]) -> Translation:
     return Translation(tuple(new), tuple(notes), environment)
 
 
-def _flags(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Group a command line into flags and their values; values in front of the first flag get an empty name."""
+def flag_groups(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Group a command line into flags and their values.
+
+    Args:
+        arguments: Flags and values as the user gave them.
+
+    Returns:
+        Names, with underscores only, and their values; those in front of the first flag have an empty name.
+    """
     groups: list[tuple[str, list[str]]] = [("", [])]
     for argument in arguments:
         if argument.startswith("--") and argument != "--":

@@ -1,18 +1,14 @@
 """Reads the command line into settings; nothing heavier than the argument classes is touched."""
 
-import difflib
 import os
-from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
-
-from transformers import HfArgumentParser
+from typing import Any
 
 from ds_sft.config.aliases import ALIASES, translate
 from ds_sft.config.arguments import DataArguments, LoraArguments, ModelArguments, TrainingArguments
-from ds_sft.config.recipe import recipe_arguments
+from ds_sft.config.flags import flag_parser, split_recipe, unknown_faults
 from ds_sft.errors import ConfigError, UsageError
 
 
@@ -49,21 +45,6 @@ class Settings:
         return {name: "***" if name.endswith("token") and value else value for name, value in known.items()}
 
 
-class _Parser(HfArgumentParser):
-    """argparse that raises its faults instead of leaving the program."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse found.
-
-        Args:
-            message: argparse's words.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(f"command line: {message}; see --help")
-
-
 def parse(arguments: Sequence[str]) -> Settings:
     """Read a command line: an optional YAML recipe first, then flags, which win.
 
@@ -79,15 +60,13 @@ def parse(arguments: Sequence[str]) -> Settings:
     # DeepSpeed's launcher puts the rank in front of the user's own words.
     launched = list(arguments[:1]) if arguments and arguments[0].startswith("--local_rank=") else []
     given = arguments[len(launched) :]
-    has_recipe = bool(given) and not given[0].startswith("-")
-    recipe = recipe_arguments(Path(given[0])) if has_recipe else []
-    translation = translate([*recipe, *launched, *(given[1:] if has_recipe else given)])
+    recipe, flags = split_recipe(given)
+    translation = translate([*recipe, *launched, *flags])
     os.environ.update(translation.environment)
     classes: Any = (ModelArguments, DataArguments, LoraArguments, TrainingArguments)
-    parser = _Parser(classes, prog="train.py", allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
-    namespace, unknown = parser.parse_known_args(list(translation.arguments))
+    namespace, unknown = flag_parser(*classes, program="train.py").parse_known_args(list(translation.arguments))
     if unknown:
-        raise UsageError(*_unknown_faults(unknown, sorted(vars(namespace))))
+        raise UsageError(*unknown_faults(unknown, [*sorted(vars(namespace)), *ALIASES]))
     values = vars(namespace)
     if not values["output_dir"]:
         raise UsageError("output_dir: must be given, but is not; add --output_dir DIR")
@@ -117,17 +96,3 @@ def build_training_arguments(settings: Settings) -> TrainingArguments:
         return TrainingArguments(**settings.training)
     except ValueError as error:
         raise ConfigError(f"training arguments: {' '.join(str(error).split())}; change that flag") from error
-
-
-def _unknown_faults(unknown: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Give one line for each unknown flag, with the nearest that exists."""
-    faults = []
-    for before, word in zip(["", *unknown], unknown, strict=False):
-        if not word.startswith("--"):
-            if not before.startswith("--"):
-                faults.append(f"command line: every value must follow a flag, but {word!r} does not; name its flag")
-            continue
-        close = difflib.get_close_matches(word[2:], [*known, *ALIASES], n=1)
-        hint = f"did you mean --{close[0]}?" if close else "see --help"
-        faults.append(f"{word}: flag must exist, but does not; {hint}")
-    return faults
