@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds_sft.data.content import Content
-from ds_sft.data.faults import UNREADABLE, count_newlines, foreign_fault, offset_of, record_fault
+from ds_sft.data.faults import UNREADABLE, count_newlines, foreign_fault, is_about_the_rest, offset_of, record_fault
 from ds_sft.data.forms import decode
 from ds_sft.errors import DataError
 
@@ -73,18 +73,18 @@ def _table(rows: Iterator[tuple[int, ...]], *, width: int) -> Integers:
     numbers = array("q")
     for row in rows:
         numbers.extend(row)
-    return np.array(numbers, dtype=np.int64).reshape(-1, width)
+    return np.asarray(numbers, dtype=np.int64).reshape(-1, width)
 
 
 def _lines(content: Content, position: int) -> Iterator[tuple[int, int, int]]:
     """Give start, end and line number of every line that is not blank."""
-    mapped = content.mapped
+    mapped, view = content.mapped, content.part(0, len(content.mapped))
     record, line = 0, 1 + count_newlines(content, 0, position)
     while position < len(mapped):
         end = mapped.find(b"\n", position)
         end = len(mapped) if end < 0 else end
         record += 1
-        _check(content, record, position, end)
+        _check(content, view, record, position, end)
         yield position, end, line
         position = _next_text(mapped, end)
         line += 1 if position == end + 1 else count_newlines(content, end, position)
@@ -92,40 +92,39 @@ def _lines(content: Content, position: int) -> Iterator[tuple[int, int, int]]:
 
 def _elements(content: Content, position: int) -> Iterator[tuple[int, int]]:
     """Give start and end of every element of an array, from behind its bracket."""
-    mapped = content.mapped
+    mapped, view = content.mapped, content.part(0, len(content.mapped))
     start, record, mark = _next_text(mapped, position), 0, b","
     if mapped[start : start + 1] == b"]":
         start, mark = _next_text(mapped, start + 1), b"]"
     while mark == b",":
         record += 1
-        end = _element_end(content, record, start)
-        _check(content, record, start, end)
+        end = _element_end(content, view, record, start)
+        _check(content, view, record, start, end)
         yield start, end
         mark = mapped[end : end + 1]
-        before, start = start, _next_text(mapped, end + 1)
         if mark not in {b",", b"]"}:
-            raise _syntax_fault(content, record, before, end, "expected ',' or ']'")
+            raise _syntax_fault(content, record, start, end, "expected ',' or ']'")
+        start = _next_text(mapped, end + 1)
     if start < len(mapped):
-        raise _syntax_fault(content, record, start, start, "text after the array")
+        raise _syntax_fault(content, record + 1, start, start, "text after the array")
 
 
-def _check(content: Content, record: int, start: int, end: int) -> None:
+def _check(content: Content, view: memoryview, record: int, start: int, end: int) -> None:
     try:
-        decode(content.part(start, end))
+        decode(view[start:end])
     except UNREADABLE as error:
         raise record_fault(content, error, record=record, start=start, end=end) from error
 
 
-def _element_end(content: Content, record: int, start: int) -> int:
+def _element_end(content: Content, view: memoryview, record: int, start: int) -> int:
     """Give the offset of what follows a JSON value: decoding it alone complains about what comes next."""
-    end = len(content.mapped)
     try:
-        _VALUE.decode(content.part(start, end))
+        _VALUE.decode(view[start:])
     except UNREADABLE as error:
-        if "trailing characters" not in str(error):
-            raise record_fault(content, error, record=record, start=start, end=end) from error
+        if not is_about_the_rest(error):
+            raise record_fault(content, error, record=record, start=start, end=len(view)) from error
         return start + offset_of(error, default=0)
-    return end
+    return len(view)
 
 
 def _syntax_fault(content: Content, record: int, start: int, byte: int, reason: str) -> DataError:

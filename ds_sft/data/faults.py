@@ -95,7 +95,19 @@ def offset_of(error: Exception, *, default: int) -> int:
     if found is None:
         return default
     # msgspec counts from 0, but what follows a value from 1.
-    return int(found[1]) - (_TRAILING in str(error))
+    return int(found[1]) - is_about_the_rest(error)
+
+
+def is_about_the_rest(error: Exception) -> bool:
+    """Tell whether a value was whole, and only what follows it is at fault.
+
+    Args:
+        error: As raised by msgspec.
+
+    Returns:
+        Whether `offset_of` gives where the value is over.
+    """
+    return _TRAILING in str(error)
 
 
 def _windows(content: Content, start: int, end: int) -> Iterator[tuple[int, memoryview]]:

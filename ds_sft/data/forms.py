@@ -1,6 +1,6 @@
 """The forms that a record may have: ShareGPT, messages and Alpaca; each of them becomes turns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -56,7 +56,7 @@ def decode(text: memoryview | bytes) -> Record:
     record = _RECORD.decode(text)
     forms = _forms(record)
     if not forms:
-        raise msgspec.ValidationError(_unknown_form(list(_KEYS.decode(text))))
+        raise msgspec.ValidationError(_unknown_form(_KEYS.decode(text)))
     if len(forms) > 1:
         raise msgspec.ValidationError(f"must have one form, but has both `{forms[0]}` and `{forms[1]}`")
     if forms == ["instruction"]:
@@ -73,11 +73,11 @@ def turns_of(record: Record) -> tuple[Turn, ...]:
         record: As decoded.
 
     Returns:
-        The turns, unchecked; a `system` text that stands beside them comes first.
+        The turns, unchecked; a `system` text that stands beside them comes first, unless it is blank.
     """
     messages = record.messages if record.conversations is None else record.conversations
     turns = _alpaca_turns(record) if messages is None else [_turn(message) for message in messages]
-    return tuple(turns) if record.system is None else (Turn("system", record.system), *turns)
+    return tuple(turns) if _is_blank(record.system) else (Turn("system", record.system), *turns)
 
 
 def identity_of(record: Record) -> str:
@@ -116,20 +116,28 @@ def _check_messages(form: str, messages: Sequence[Message] | None) -> None:
 
 
 def _check_history(history: object) -> None:
-    if history is None:
-        return
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == len("qa") for pair in history):
-        raise msgspec.ValidationError("`history` must be an array of pairs of a question and its answer, but is not")
+    if not isinstance(history, list | None):
+        raise msgspec.ValidationError(f"`history` must be array or null, but is {type(history).__name__}")
+    for index, pair in enumerate(history or ()):
+        if not isinstance(pair, list) or len(pair) != len("qa"):
+            raise msgspec.ValidationError(f"`history[{index}]` must be question and answer, but is {_short(pair)}")
 
 
-def _unknown_form(keys: Sequence[str]) -> str:
+def _unknown_form(keys: Mapping[str, msgspec.Raw]) -> str:
     """Say that none of the forms is there, and which key may be misspelt."""
-    told = ", ".join(f"`{key[:_LENGTH_SHOWN]}`" for key in keys[:_KEYS_SHOWN]) or "no key at all"
-    more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+    first = list(keys.items())[:_KEYS_SHOWN]
+    told = ", ".join(f"`{_short(key)}`" + " (null)" * (bytes(value) == b"null") for key, value in first) or "no keys"
+    more = f" and {len(keys) - len(first)} more" if len(keys) > len(first) else ""
     missing = [name for name in _FORM_KEYS if name not in keys]
-    meant = [name for key in keys if key not in _FORM_KEYS for name in get_close_matches(key[:_LENGTH_SHOWN], missing)]
-    hint = f"; did you mean `{meant[0]}`?" if meant else ""
+    others = [_short(key).lower() for key, _ in first if key not in _FORM_KEYS]
+    meant = [name for key in others for name in get_close_matches(key, missing)]
+    hint = f" (did you mean `{meant[0]}`?)" if meant else ""
     return f"must hold `conversations`, `messages` or `instruction` and `output`, but has {told}{more}{hint}"
+
+
+def _short(value: object) -> str:
+    """Show a value in one short line."""
+    return repr(value).strip("'")[:_LENGTH_SHOWN]
 
 
 def _turn(message: Message) -> Turn:
@@ -149,16 +157,20 @@ def _text(content: object) -> object:
 
 
 def _alpaca_turns(record: Record) -> list[Turn]:
-    history = [
+    turns = [
         Turn(role, text) for pair in record.history or () for role, text in zip(("human", "gpt"), pair, strict=True)
     ]
-    return [*history, Turn("human", _question(record.instruction, record.input)), Turn("gpt", record.output)]
+    return [*turns, Turn("human", _question(record.instruction, record.input)), Turn("gpt", record.output)]
 
 
 def _question(instruction: object, context: object) -> object:
     """Give an instruction and what it is about; a value that is no text is given as it is, to be rejected."""
-    if not isinstance(instruction, str) or context is None:
+    if _is_blank(context) or not isinstance(instruction, str):
         return instruction
-    if not isinstance(context, str):
+    if _is_blank(instruction) or not isinstance(context, str):
         return context
-    return "\n".join(text for text in (instruction, context) if text.strip()) if context.strip() else instruction
+    return f"{instruction}\n{context}"
+
+
+def _is_blank(text: object) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())

@@ -8,8 +8,11 @@ from typing import overload
 from ds_sft.contracts import Conversation
 from ds_sft.data.boundaries import Boundaries, find_boundaries
 from ds_sft.data.content import Content
-from ds_sft.data.faults import UNREADABLE, record_fault
+from ds_sft.data.faults import UNREADABLE
 from ds_sft.data.forms import decode, identity_of, turns_of
+from ds_sft.errors import DataError
+
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,7 +38,12 @@ class RecordFile(Sequence[Conversation]):
         return len(self.boundaries.spans)
 
     def __iter__(self) -> Iterator[Conversation]:
-        return (self[index] for index in range(len(self)))
+        for first in range(0, len(self), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            spans = self.boundaries.spans[block]
+            view = self.content.part(0, int(spans.max()))
+            for (start, end), number in zip(spans.tolist(), self.boundaries.numbers[block], strict=True):
+                yield self._conversation(view[start:end], number)
 
     @overload
     def __getitem__(self, index: int) -> Conversation: ...
@@ -46,12 +54,15 @@ class RecordFile(Sequence[Conversation]):
         if isinstance(index, slice):
             return replace(self, boundaries=replace(self.boundaries, spans=spans[index], numbers=numbers[index]))
         start, end = spans[index].tolist()
-        place = f"{self.path}:{self.boundaries.unit} {numbers[index]}"
+        return self._conversation(self.content.part(start, end), numbers[index])
+
+    def _conversation(self, text: memoryview, number: int) -> Conversation:
+        place = f"{self.content.path}:{self.boundaries.unit} {number}"
         try:
-            record = decode(self.content.part(start, end))
+            record = decode(text)
         except UNREADABLE as error:
-            # It was sound when the file was opened: somebody has written to it since.
-            raise record_fault(self.content, error, record=int(numbers[index]), start=start, end=end) from error
+            # It was sound when the file was opened.
+            raise DataError(f"{place}: must stay as it was, but has changed: {error}; start the run again") from error
         return Conversation(turns=turns_of(record), place=place, identity=identity_of(record))
 
 
