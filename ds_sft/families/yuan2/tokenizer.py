@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tokenizers import AddedToken
@@ -50,7 +51,7 @@ class Yuan2Tokenizer(SentencePieceBackend):
     tokens are found in one.
 
     Args:
-        settings: `vocab_file` and what a tokenizer's folder may say besides.
+        **settings: `vocab_file` and what a tokenizer's folder may say besides.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -75,8 +76,8 @@ class Yuan2Tokenizer(SentencePieceBackend):
 
         Args:
             pretrained_model_name_or_path: The folder.
-            inputs: As transformers takes them.
-            settings: As transformers takes them.
+            *inputs: As transformers takes them.
+            **settings: As transformers takes them.
 
         Returns:
             The tokenizer.
@@ -235,11 +236,13 @@ def count_losses(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[in
     return sum(one == tokenizer.unk_token_id for one in ids), max(lost, 0)
 
 
-def register_tokenizer() -> None:
-    """Let `AutoTokenizer` read Yuan2 folders with our class, also those that name a class of transformers."""
-    from transformers.models.auto import tokenization_auto as auto  # noqa: PLC0415  # calls this while it is loading
+def register(auto: ModuleType) -> None:
+    """Let `AutoTokenizer` read Yuan2 folders with our class, also those that name a class of transformers.
 
-    auto.AutoTokenizer.register(Yuan2Config, Yuan2Tokenizer, exist_ok=True)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    Args:
+        auto: `transformers.models.auto.tokenization_auto`.
+    """
+    auto.AutoTokenizer.register(Yuan2Config, Yuan2Tokenizer, exist_ok=True)
     # transformers' own list of model types whose published folders name a class that tokenizes wrongly.
     auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(Yuan2Config.model_type)
     auto.TOKENIZER_MAPPING_NAMES[Yuan2Config.model_type] = Yuan2Tokenizer.__name__
