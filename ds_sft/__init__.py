@@ -1,4 +1,4 @@
-"""Fine-tune Flan-T5 and Yuan2 on conversations under DeepSpeed."""
+"""Fine-tune language models on conversations under DeepSpeed."""
 
 from ds_sft.auto_classes import watch
 

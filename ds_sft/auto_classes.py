@@ -1,7 +1,7 @@
 """Lets transformers' auto classes know our models after `import ds_sft`, without importing transformers for it.
 
-Each of the modules watched here calls the families right after it was imported, be that now or later: looking at data
-must not load torch, and a program that only asks `AutoConfig` must not load a model.
+A family's classes are registered as soon as the module of the auto class and the family's own module are both there,
+in whichever order they come: looking at data must not load torch, and either module may import the other on its way.
 """
 
 import sys
@@ -11,18 +11,18 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
-WATCHED = tuple(
-    f"transformers.models.auto.{name}" for name in ("configuration_auto", "modeling_auto", "tokenization_auto")
-)
+_AUTO = "transformers.models.auto"
+_WATCHED = tuple(f"{_AUTO}.{name}" for name in ("configuration_auto", "modeling_auto", "tokenization_auto"))
+_FAMILIES = "ds_sft.families"
+_running: set[str] = set()
+"""Watched modules whose code is running now: their classes may not exist yet."""
 
 
 def watch() -> None:
-    """Register the families with every watched module that is loaded, and with the others when they will be."""
+    """Register every family now or when the time comes."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    for name in WATCHED:
-        if name in sys.modules:
-            _tell(name)
+    _register_what_is_there()
 
 
 class _Finder(MetaPathFinder):
@@ -41,14 +41,15 @@ class _Finder(MetaPathFinder):
         Returns:
             Its spec; None for any other module.
         """
-        spec = PathFinder.find_spec(fullname, path) if fullname in WATCHED else None
+        is_watched = fullname in _WATCHED or fullname.startswith(f"{_FAMILIES}.")
+        spec = PathFinder.find_spec(fullname, path) if is_watched else None
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec
 
 
 class _Loader(SourceFileLoader):
-    """Loads a module and then tells the families."""
+    """Loads a module and then registers what that completes."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module's code.
@@ -56,11 +57,22 @@ class _Loader(SourceFileLoader):
         Args:
             module: The new module.
         """
-        super().exec_module(module)
-        _tell(module.__name__)
+        _running.add(module.__name__)
+        try:
+            super().exec_module(module)
+        finally:
+            _running.discard(module.__name__)
+        _register_what_is_there()
 
 
-def _tell(module: str) -> None:
+def _register_what_is_there() -> None:
+    loaded = [name for name in _WATCHED if name in sys.modules and name not in _running]
+    if not loaded or any(name.endswith(".family") for name in _running):
+        # Whoever reads the cards right now goes on with this when they are read.
+        return
     # By name: the package stands below its own rooms, so it must not import them.
-    for family in import_module("ds_sft.families").all_families():
-        family.register(module)
+    for family in import_module(_FAMILIES).all_families():
+        for auto in loaded:
+            ours = family.auto_modules.get(auto.removeprefix(f"{_AUTO}."))
+            if ours is not None and ours not in _running:
+                import_module(ours).register(sys.modules[auto])

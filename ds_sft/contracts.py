@@ -166,14 +166,15 @@ class Family:
         model_types: The `model_type` values of config.json that belong to it.
         is_encoder_decoder: Whether questions go to an encoder of their own.
         refused_precisions: Precision -> why this family must not be trained in it.
+        attentions: The attention implementations of transformers to choose from.
         loss_modes: The loss modes to choose from; empty when there is only one way.
         special_tokens: Role -> token, as `add_special_tokens` takes them.
         other_tokens: Ordinary tokens to add, in their fixed order.
         lay_out: Turns a dialogue into samples of at most so many tokens.
         config_faults: Tells what in config.json this family cannot be, one line each; looks at the content only.
         fit_context: Rewrites config.json for sequences of at most so many tokens, where the positions must be scaled.
-        register: Makes transformers' auto classes know the family; called with the full name of one of transformers'
-            `models.auto` modules, right after that was imported.
+        auto_modules: Name of a module below transformers' `models.auto` -> full name of our module whose `register`
+            takes the former and makes its auto classes know the family.
         load_tokenizer: Reads the tokenizer of a model folder.
         encode_text: Gives the ids of text in which nothing is a control token, whatever it reads.
         model_class: Picks the model class from config.json's content and the names of the stored weights.
@@ -185,13 +186,14 @@ class Family:
     model_types: tuple[str, ...]
     is_encoder_decoder: bool
     refused_precisions: Mapping[Precision, str]
+    attentions: tuple[str, ...]
     loss_modes: tuple[LossMode, ...]
     special_tokens: Mapping[str, str]
     other_tokens: tuple[str, ...]
     lay_out: Callable[[Dialogue, LayoutOptions, Measure], Layout]
     config_faults: Callable[[Mapping[str, Any]], Sequence[str]]
     fit_context: Callable[[Mapping[str, Any], int], dict[str, Any]]
-    register: Callable[[str], None]
+    auto_modules: Mapping[str, str]
     load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]
     encode_text: EncodeText
     model_class: Callable[[Mapping[str, Any], frozenset[str]], type[PreTrainedModel]]

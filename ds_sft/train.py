@@ -32,7 +32,7 @@ def train(arguments: Sequence[str]) -> SftTrainer:
     settings = on_this_device(asked)
     folder = find_model_folder(settings.model.model_name_or_path, cache_dir=settings.training["cache_dir"])
     family = family_of(folder.config, folder=folder.path)
-    check(settings, family=family, world_size=distributed.world_size())
+    check(settings, family=family, folder=folder, world_size=distributed.world_size())
     show_settings(settings)
 
     # Data before the model: a file that teaches nothing must not cost a model load.

@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a fine-tuned, loadable model: bash launchers/quickstart.sh [FLAGS FOR THE MAIN JOB]
+# From a fresh checkout to a fine-tuned, loadable model: bash launchers/quickstart.sh [FAMILY] [FLAGS FOR THE MAIN JOB]
 #
-# It makes .venv, makes a tiny Flan-T5-shaped checkpoint, fine-tunes it under DeepSpeed ZeRO-3 (on GPUs where there
+# FAMILY is flan_t5 (the default) or yuan2. It makes .venv, makes a tiny checkpoint of that shape, fine-tunes it under DeepSpeed ZeRO-3 (on GPUs where there
 # are any, else on two CPU ranks), exports it, loads the result in a new process with plain transformers and asks it
 # eight of its training questions. Everything is written below runs/quickstart; a second run installs nothing.
 set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 family=flan_t5
+case "${1:-}" in
+    "" | -*) ;;
+    *)
+        family="$1"
+        shift
+        ;;
+esac
 here="$ds_sft_root/launchers/quickstart"
 work="${QUICKSTART_DIR:-$ds_sft_root/runs/quickstart}"
 conversations="$here/conversations.json"
@@ -54,7 +61,7 @@ cat << NEXT
   its loss curve       $tuned/loss.png
   in TensorBoard       $venv/bin/tensorboard --logdir $tuned/runs
   your own data        $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py --deepspeed $ds_sft_root/ds_configs/zero3.json \\
-                         --model_name_or_path google/flan-t5-base --data_path YOUR.json --output_dir OUT --bf16 True
+                         --model_name_or_path CHECKPOINT --data_path YOUR.json --output_dir OUT --bf16 True
   the same run again   $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py $tuned/ds_sft.resolved.yaml
   all settings         $venv/bin/python $ds_sft_root/ds_sft/train.py --help
   the tests            bash $ds_sft_root/tests/run.sh

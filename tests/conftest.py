@@ -28,9 +28,19 @@ def conversations_file() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, conversations_file: Path) -> Path:
     """A tiny Flan-T5-shaped checkpoint with an untied head."""
+    return _tiny("flan_t5", tmp_path_factory, conversations_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_yuan2(tmp_path_factory: pytest.TempPathFactory, conversations_file: Path) -> Path:
+    """A tiny Yuan2-shaped checkpoint, as an official folder has it."""
+    return _tiny("yuan2", tmp_path_factory, conversations_file)
+
+
+def _tiny(family: str, tmp_path_factory: pytest.TempPathFactory, conversations_file: Path) -> Path:
     from ds_sft.data.read import read_conversations, texts_of
     from ds_sft.families import family_named
 
     folder = tmp_path_factory.mktemp("tiny")
-    family_named("flan_t5").write_tiny_checkpoint(folder, texts_of(read_conversations(conversations_file)))
+    family_named(family).write_tiny_checkpoint(folder, texts_of(read_conversations(conversations_file)))
     return folder

@@ -1,4 +1,7 @@
-"""A list of samples becomes one padded batch; the one place where shapes are checked."""
+"""A list of samples becomes one padded batch; the one place where shapes are checked.
+
+Labels leave here aligned with the logits of their positions, for every family: the loss shifts nothing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +12,8 @@ import torch
 from ds_sft.contracts import IGNORE_INDEX
 
 Batch = dict[str, torch.Tensor]
+Rows = Sequence[dict[str, Sequence[int]]]
+Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,10 @@ class DataCollatorForSupervisedDataset:
     pad_token_id: int
     decoder_start_token_id: int
     decoder_pad_token_id: int
-    padding_side: Literal["left", "right"] = "right"
+    padding_side: Side = "right"
     multiple_of: int = 1
 
-    def __call__(self, rows: Sequence[dict[str, Sequence[int]]]) -> Batch:
+    def __call__(self, rows: Rows) -> Batch:
         """Make a batch.
 
         The decoder's inputs are made here, because the trainer takes the labels away before the model could shift
@@ -41,8 +46,8 @@ class DataCollatorForSupervisedDataset:
         Returns:
             `input_ids` and `attention_mask` [B, S], `labels` and `decoder_input_ids` [B, T].
         """
-        inputs, mask = self._pad([row["input_ids"] for row in rows], self.pad_token_id, self.padding_side)
-        labels, _ = self._pad([row["labels"] for row in rows], IGNORE_INDEX, "right")
+        inputs, mask = _pad([row["input_ids"] for row in rows], self.pad_token_id, self.padding_side, self.multiple_of)
+        labels, _ = _pad([row["labels"] for row in rows], IGNORE_INDEX, "right", self.multiple_of)
         decoder_inputs = labels.roll(1, dims=1)
         decoder_inputs[:, 0] = self.decoder_start_token_id
         decoder_inputs.masked_fill_(decoder_inputs.eq(IGNORE_INDEX), self.decoder_pad_token_id)
@@ -53,18 +58,48 @@ class DataCollatorForSupervisedDataset:
             "decoder_input_ids": decoder_inputs,
         }
 
-    def _pad(
-        self, sequences: Sequence[Sequence[int]], fill: int, side: Literal["left", "right"]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the padded ids and the mask of real tokens, both [B, longest]."""
-        longest = max(len(sequence) for sequence in sequences)
-        if longest == 0:
-            raise AssertionError(f"a batch of {len(sequences)} samples without a single token")
-        width = -(-longest // self.multiple_of) * self.multiple_of
-        ids = torch.full((len(sequences), width), fill, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            place = slice(width - len(sequence), width) if side == "left" else slice(0, len(sequence))
-            ids[row, place] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, place] = 1
-        return ids, mask
+
+@dataclass(frozen=True)
+class DataCollatorForCausalDataset:
+    """Pads decoder-only samples to the longest of the batch, and gives each position the token after it as its label.
+
+    Args:
+        pad_token_id: Fills inputs that end early.
+        padding_side: Side on which samples are padded.
+        multiple_of: Lengths are rounded up to a multiple of this (8 suits tensor cores).
+    """
+
+    pad_token_id: int
+    padding_side: Side = "right"
+    multiple_of: int = 1
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Make a batch.
+
+        Args:
+            rows: Samples with `input_ids` [T] and `labels` [T], the label of a token at the token's own place.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels` [B, T], the labels at the place of the token before.
+        """
+        inputs, mask = _pad([row["input_ids"] for row in rows], self.pad_token_id, self.padding_side, self.multiple_of)
+        next_labels = [[*row["labels"][1:], IGNORE_INDEX] for row in rows]
+        labels, _ = _pad(next_labels, IGNORE_INDEX, self.padding_side, self.multiple_of)
+        return {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+
+
+def _pad(
+    sequences: Sequence[Sequence[int]], fill: int, side: Side, multiple_of: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the padded ids and the mask of real tokens, both [B, longest]."""
+    longest = max(len(sequence) for sequence in sequences)
+    if longest == 0:
+        raise AssertionError(f"a batch of {len(sequences)} samples without a single token")
+    width = -(-longest // multiple_of) * multiple_of
+    ids = torch.full((len(sequences), width), fill, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        place = slice(width - len(sequence), width) if side == "left" else slice(0, len(sequence))
+        ids[row, place] = torch.as_tensor(sequence, dtype=torch.long)
+        mask[row, place] = 1
+    return ids, mask

@@ -1,9 +1,7 @@
 """Loads a model, partitioned from birth under ZeRO-3, and lets no weight be missing or left over."""
 
 import logging
-import re
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,13 +11,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import Family
-from ds_sft.errors import DsSftError, ModelError, raise_together
+from ds_sft.errors import ModelError, raise_together
 from ds_sft.model.folder import ModelFolder
-from ds_sft.model.weights import refuse_loading_faults, stored_shapes, stored_weight, weight_fault
+from ds_sft.model.weights import Shapes, refuse_loading_faults, stored_shapes, stored_weight, weight_faults
 
 log = logging.getLogger(__name__)
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_model(
@@ -46,7 +42,7 @@ def load_model(
     kind = family.model_class(folder.config, frozenset(shapes))
     config = _config(folder, kind, family.fit_context(folder.config, args.model_max_length))
     empty = _empty_model(folder, kind, config)
-    raise_together(_weight_faults(folder, kind, empty, shapes))
+    raise_together(weight_faults(empty, shapes, where=str(folder.path)))
     _untie_what_differs(folder, kind, empty, shapes)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
@@ -94,27 +90,6 @@ def _empty_model(folder: ModelFolder, kind: type[PreTrainedModel], config: PreTr
         raise ModelError(
             f"{folder.path / 'config.json'}: must describe a model, but: {reason}; restore the file"
         ) from error
-
-
-def _weight_faults(
-    folder: ModelFolder, kind: type[PreTrainedModel], empty: PreTrainedModel, shapes: Shapes
-) -> list[DsSftError]:
-    """Hold the stored weights against those of an empty model, because transformers is silent under ZeRO-3."""
-    where = str(folder.path)
-    if not shapes:
-        return [ModelError(f"{where}: folder must hold weights, but has none; fetch it again")]
-    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    shared = set(empty.all_tied_weights_keys)
-    ignored = [re.compile(pattern) for pattern in kind._keys_to_ignore_on_load_unexpected or ()]  # noqa: SLF001
-    faults = [weight_fault(where, name, "be stored") for name in expected if name not in shapes and name not in shared]
-    for name, shape in shapes.items():
-        if name not in expected:
-            if not any(pattern.search(name) for pattern in ignored):
-                faults.append(weight_fault(where, name, "belong to the model"))
-        elif shape != expected[name]:
-            told = f"{name} of shape {list(shape)}"
-            faults.append(weight_fault(where, told, f"have shape {list(expected[name])}"))
-    return faults
 
 
 def _untie_what_differs(

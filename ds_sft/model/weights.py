@@ -1,6 +1,7 @@
 """The weight files of a checkpoint folder: which they are, what they hold, and that reading them is safe."""
 
 import pickle
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from ds_sft.errors import DsSftError, ModelError, raise_together
 from ds_sft.model.folder import read_json
 
+Shapes = Mapping[str, tuple[int, ...]]
 _BROKEN_PICKLE = (
     *(pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError, AssertionError),
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
@@ -101,21 +104,37 @@ def refuse_loading_faults(found: Mapping[str, Any], *, where: str) -> None:
     Raises:
         ModelError: With one line for each weight.
     """
-    raise_together([weight_fault(where, name, "be stored") for name in sorted(found["missing_keys"])])
-    raise_together([weight_fault(where, name, "belong to the model") for name in sorted(found["unexpected_keys"])])
+    raise_together([_fault(where, name, "be stored") for name in sorted(found["missing_keys"])])
+    raise_together([_fault(where, name, "belong to the model") for name in sorted(found["unexpected_keys"])])
 
 
-def weight_fault(where: str, weight: str, rule: str) -> DsSftError:
-    """Put a fault of one weight into words.
+def weight_faults(empty: PreTrainedModel, shapes: Shapes, *, where: str) -> list[DsSftError]:
+    """Hold stored weights against a model without storage; transformers is silent about some faults under ZeRO-3.
 
     Args:
-        where: The checkpoint.
-        weight: The weight's name, perhaps with its shape.
-        rule: What it must, without "must".
+        empty: The model, made on the meta device.
+        shapes: From `stored_shapes`.
+        where: The checkpoint, for the messages.
 
     Returns:
-        The error.
+        One error for each weight that is missing, left over or of another shape.
     """
+    if not shapes:
+        return [ModelError(f"{where}: folder must hold weights, but has none; fetch it again")]
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    shared = set(empty.all_tied_weights_keys)
+    ignored = [re.compile(pattern) for pattern in empty._keys_to_ignore_on_load_unexpected or ()]  # noqa: SLF001
+    faults = [_fault(where, name, "be stored") for name in expected if name not in shapes and name not in shared]
+    for name, shape in shapes.items():
+        if name not in expected:
+            if not any(pattern.search(name) for pattern in ignored):
+                faults.append(_fault(where, name, "belong to the model"))
+        elif shape != expected[name]:
+            faults.append(_fault(where, f"{name} of shape {list(shape)}", f"have shape {list(expected[name])}"))
+    return faults
+
+
+def _fault(where: str, weight: str, rule: str) -> DsSftError:
     return ModelError(f"{where}: weight {weight} must {rule}, but does not; restore the files")
 
 
@@ -124,6 +143,9 @@ def _indexed(index: Path) -> list[str]:
     names = content.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ModelError(f"{index}: weight_map must map weights to files, but is {type(names).__name__}; restore it")
+    if not isinstance(content.get("metadata"), dict):
+        kind = type(content.get("metadata")).__name__
+        raise ModelError(f"{index}: metadata must be an object, as transformers asks for it, but is {kind}; restore it")
     for name in names.values():
         if Path(name).name != name or name in (".", ".."):
             raise ModelError(f"{index}: weight_map must name files of this folder, but names {name!r}; mend it")

@@ -17,12 +17,13 @@ _TEXT = """---
 
 ```python
 from transformers import AutoTokenizer, {auto_class}
-
+{knows}
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = {auto_class}.from_pretrained("PATH")
 messages = [{{"role": "user", "content": "..."}}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256)[0], skip_special_tokens=True))
+written = model.generate(**prompt, max_new_tokens=256)[0]
+print(tokenizer.decode(written{answer}, skip_special_tokens=True))
 ```
 
 The settings of the run are in `ds_sft.resolved.yaml`, its losses in `trainer_state.json`.
@@ -47,5 +48,7 @@ def model_card(*, family: Family, num_parameters: int) -> str:
         parameters=num_parameters,
         version=__version__,
         auto_class="AutoModelForSeq2SeqLM" if family.is_encoder_decoder else "AutoModelForCausalLM",
+        knows="import ds_sft  # makes these classes know the model\n" if family.auto_modules else "",
+        answer="" if family.is_encoder_decoder else '[prompt["input_ids"].shape[1] :]',
     )
     return str(ModelCard(content))

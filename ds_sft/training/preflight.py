@@ -16,10 +16,12 @@ from ds_sft.errors import (
     ConfigError,
     DsSftError,
     MissingInputError,
+    ModelError,
     PermissionRefusedError,
     SaveError,
     raise_together,
 )
+from ds_sft.model.folder import ModelFolder
 from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
 
 log = logging.getLogger(__name__)
@@ -51,12 +53,13 @@ _REFUSED = {
 _BEST_METRICS = ("loss", "eval_loss")
 
 
-def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, Any] | None:
+def check(settings: Settings, *, family: Family, folder: ModelFolder, world_size: int) -> dict[str, Any] | None:
     """Find every fault in the settings before anything is loaded.
 
     Args:
         settings: As parsed.
         family: Of the checkpoint.
+        folder: The checkpoint.
         world_size: Number of ranks.
 
     Returns:
@@ -69,7 +72,8 @@ def check(settings: Settings, *, family: Family, world_size: int) -> dict[str, A
         *_file_faults(settings),
         *_resume_faults(settings),
         *_number_faults(settings),
-        *_data_faults(settings),
+        *_data_faults(settings, family),
+        *_model_faults(settings, family, folder),
         *_precision_faults(settings, family),
         *_lora_faults(settings),
         *_trainer_faults(settings),
@@ -172,14 +176,25 @@ def _number_faults(settings: Settings) -> Iterator[DsSftError]:
         )
 
 
-def _data_faults(settings: Settings) -> Iterator[DsSftError]:
-    modes = settings.data.loss_modes()
+def _data_faults(settings: Settings, family: Family) -> Iterator[DsSftError]:
+    modes, layout = settings.data.loss_modes(), settings.data.layout
     if len(modes) > 1:
         flags = " and ".join(f"--{mode}_loss" for mode in modes)
         yield ConfigError(f"loss mode: at most one may be given, but there are {flags}; keep one")
+    if layout != "native" and family.loss_modes and any(mode != "efficient" for mode in modes):
+        yield ConfigError(f"layout: {layout} goes with --efficient_loss only, but --{modes[0]}_loss is given; drop one")
     strategy = str(settings.training["eval_strategy"])
     if strategy != "no" and not settings.data.eval_data_path:
         yield ConfigError(f"eval_strategy: {strategy!r} needs data, but eval_data_path is not given; add it or use no")
+
+
+def _model_faults(settings: Settings, family: Family, folder: ModelFolder) -> Iterator[DsSftError]:
+    for line in family.config_faults(folder.config):
+        yield ModelError(f"{folder.path / 'config.json'}: {line}")
+    asked = settings.model.attn_implementation
+    if asked not in family.attentions:
+        known = ", ".join(family.attentions)
+        yield ConfigError(f"attn_implementation: {family.name} must have one of {known}, but is {asked!r}; choose one")
 
 
 def _precision_faults(settings: Settings, family: Family) -> Iterator[DsSftError]:
@@ -259,6 +274,15 @@ def _say_what_has_no_effect(settings: Settings, family: Family) -> None:
         log.warning("trust_remote_code: ignored, because code from a model folder is never executed here")
     if settings.data.eval_data_path and settings.training["eval_strategy"] == "no":
         log.warning("eval_data_path: not evaluated, because eval_strategy is no; add --eval_strategy epoch")
-    for mode in settings.data.loss_modes():
+    _say_which_loss(settings, family)
+
+
+def _say_which_loss(settings: Settings, family: Family) -> None:
+    modes = settings.data.loss_modes()
+    if family.loss_modes and not modes:
+        log.info("loss mode: none was asked for, so every answer carries loss, as with --efficient_loss True")
+    for mode in modes:
         if mode not in family.loss_modes:
             log.warning("%s_loss: ignored, because %s has one loss only: on every answer", mode, family.name)
+    if not family.loss_modes and settings.data.layout != "native":
+        log.warning("layout: %s -> native, because %s has one layout only", settings.data.layout, family.name)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import IGNORE_INDEX, Family
-from ds_sft.data.collate import Batch, DataCollatorForSupervisedDataset
+from ds_sft.data.collate import Batch, DataCollatorForCausalDataset, DataCollatorForSupervisedDataset
 from ds_sft.errors import ModelError
 from ds_sft.model.loss import token_losses, token_mean_loss
 from ds_sft.save.export import export_model
@@ -60,7 +60,7 @@ class SftTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            data_collator=_collator(model, tokenizer, padding_side, on_gpu=args.device.type == "cuda"),
+            data_collator=_collator(family, model, tokenizer, padding_side, on_gpu=args.device.type == "cuda"),
             compute_loss_func=partial(token_mean_loss, label_smoothing=args.label_smoothing_factor),
             callbacks=[ProgressCallback()],
         )
@@ -86,8 +86,11 @@ class SftTrainer(Trainer):
             The loss, a scalar.
         """
         supervised = inputs["labels"].ne(IGNORE_INDEX).sum()
-        read = inputs["attention_mask"].sum()
-        self._token_counts += torch.stack([read + supervised, supervised]).to(self._token_counts.device)
+        tokens = inputs["attention_mask"].sum()
+        if self._family.is_encoder_decoder:
+            # The targets are tokens of their own, and all of them are supervised.
+            tokens = tokens + supervised
+        self._token_counts += torch.stack([tokens, supervised]).to(self._token_counts.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -136,7 +139,7 @@ class SftTrainer(Trainer):
             inputs = self._prepare_inputs(batch)
             labels = inputs.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
-                losses = token_losses(model(**inputs)["logits"], labels)
+                losses = token_losses(model(**inputs, use_cache=False)["logits"], labels)
             rows = torch.stack([losses.double().sum(dim=1), labels.ne(IGNORE_INDEX).sum(dim=1).double()], dim=1)
             # Row by row, because the last batch is filled up with repeated samples, which gathering drops again.
             sums += self.accelerator.gather_for_metrics(rows).sum(dim=0)
@@ -182,9 +185,12 @@ class SftTrainer(Trainer):
 
 
 def _collator(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding_side: Any, *, on_gpu: bool
-) -> DataCollatorForSupervisedDataset:
-    """Make the collator with the ids that the model's config names."""
+    family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding_side: Any, *, on_gpu: bool
+) -> DataCollatorForCausalDataset | DataCollatorForSupervisedDataset:
+    """Make the collator with the ids that the tokenizer and the model's config name."""
+    multiple_of = _TENSOR_CORE_MULTIPLE if on_gpu else 1
+    if not family.is_encoder_decoder:
+        return DataCollatorForCausalDataset(tokenizer.pad_token_id, padding_side, multiple_of)
     pad, start = model.config.pad_token_id, model.config.decoder_start_token_id
     if pad is None:
         raise ModelError(f"config.json: pad_token_id must be a number, but is {pad}; T5's own is 0")
@@ -198,5 +204,5 @@ def _collator(
         decoder_start_token_id=start,
         decoder_pad_token_id=pad,
         padding_side=padding_side,
-        multiple_of=_TENSOR_CORE_MULTIPLE if on_gpu else 1,
+        multiple_of=multiple_of,
     )

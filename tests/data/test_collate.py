@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ds_sft.contracts import IGNORE_INDEX
-from ds_sft.data.collate import DataCollatorForSupervisedDataset
+from ds_sft.data.collate import DataCollatorForCausalDataset, DataCollatorForSupervisedDataset
 
 IGNORE = IGNORE_INDEX
 PAD, START, DECODER_PAD = 90, 91, 92
@@ -67,3 +67,24 @@ def test_ids_are_64_bit_integers() -> None:
 def test_a_batch_without_a_token_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="a batch of 2 samples without a single token"):
         COLLATE([{"input_ids": [], "labels": [1]}] * 2)
+
+
+CAUSAL = DataCollatorForCausalDataset(pad_token_id=PAD)
+CAUSAL_ROWS: list[dict[str, Sequence[int]]] = [
+    {"input_ids": [5, 6, 7, 8], "labels": [IGNORE, IGNORE, 7, 8]},
+    {"input_ids": [9, 10], "labels": [IGNORE, 10]},
+]
+
+
+def test_a_causal_label_stands_at_the_place_of_the_token_before() -> None:
+    batch = CAUSAL(CAUSAL_ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, PAD, PAD]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 7, 8, IGNORE], [10, IGNORE, IGNORE, IGNORE]]
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_causal_samples_padded_on_the_left_keep_ids_and_labels_side_by_side() -> None:
+    batch = replace(CAUSAL, padding_side="left", multiple_of=8)(CAUSAL_ROWS)
+    assert batch["input_ids"].tolist() == [[PAD] * 4 + [5, 6, 7, 8], [PAD] * 6 + [9, 10]]
+    assert batch["labels"].tolist() == [[IGNORE] * 5 + [7, 8, IGNORE], [IGNORE] * 6 + [10, IGNORE]]

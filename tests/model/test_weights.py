@@ -34,7 +34,7 @@ def test_the_names_and_shapes_of_one_file_are_read(tmp_path: Path) -> None:
 def test_the_files_of_an_index_are_read_together_and_no_others(tmp_path: Path) -> None:
     for name, weight in (("one", "a"), ("two", "b"), ("stray", "c")):
         save_file({weight: torch.zeros(len(name))}, tmp_path / f"{name}.safetensors")
-    write_index(tmp_path, {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
+    write_index(tmp_path, {"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
     assert stored_shapes(tmp_path) == {"a": (3,), "b": (3,)}
 
 
@@ -42,7 +42,7 @@ def test_the_names_and_shapes_of_pickled_weights_are_read(tmp_path: Path) -> Non
     torch.save({"a": torch.zeros(2, 3)}, tmp_path / "pytorch_model-00001-of-00002.bin")
     torch.save({"b": torch.zeros(4)}, tmp_path / "pytorch_model-00002-of-00002.bin")
     names = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     assert stored_shapes(tmp_path) == {"a": (2, 3), "b": (4,)}
     assert torch.equal(stored_weight(tmp_path, "b"), torch.zeros(4))
 
@@ -125,13 +125,13 @@ def test_a_cut_safetensors_file_is_refused_by_name(tmp_path: Path, num_bytes: in
 
 
 def test_a_file_that_the_index_names_but_is_missing_is_told(tmp_path: Path) -> None:
-    write_index(tmp_path, {"weight_map": {"a": "gone.safetensors"}})
+    write_index(tmp_path, {"metadata": {}, "weight_map": {"a": "gone.safetensors"}})
     assert stored_fault(tmp_path).startswith(f"{tmp_path}/gone.safetensors: must be a whole safetensors file, but: ")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors"])
 def test_an_index_must_not_name_files_outside_of_the_folder(tmp_path: Path, name: str) -> None:
-    file = write_index(tmp_path, {"weight_map": {"a": name}})
+    file = write_index(tmp_path, {"metadata": {}, "weight_map": {"a": name}})
     assert stored_fault(tmp_path) == (f"{file}: weight_map must name files of this folder, but names {name!r}; mend it")
 
 
@@ -144,3 +144,10 @@ def test_an_index_without_a_map_is_refused(tmp_path: Path, content: object, kind
 def test_a_broken_index_is_refused_by_name(tmp_path: Path) -> None:
     file = write_index(tmp_path, [])
     assert stored_fault(tmp_path) == f"{file}: must be a JSON object, but is a list; restore the file"
+
+
+def test_an_index_without_metadata_is_refused_because_transformers_would_fall_over_it(tmp_path: Path) -> None:
+    file = write_index(tmp_path, {"weight_map": {"a": "one.safetensors"}})
+    assert stored_fault(tmp_path) == (
+        f"{file}: metadata must be an object, as transformers asks for it, but is NoneType; restore it"
+    )

@@ -24,8 +24,9 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     }
 
 
-def test_a_decoder_only_family_gets_its_own_task_and_class() -> None:
+def test_a_decoder_only_family_gets_its_own_task_and_class_and_shows_only_the_answer() -> None:
     card = model_card(family=replace(T5, is_encoder_decoder=False), num_parameters=1)
+    assert 'tokenizer.decode(written[prompt["input_ids"].shape[1] :], skip_special_tokens=True)' in card
     assert "pipeline_tag: text-generation\n" in card
     assert "model = AutoModelForCausalLM.from_pretrained" in card
     assert "Seq2Seq" not in card
@@ -42,3 +43,10 @@ def test_the_program_in_the_card_is_python() -> None:
     compile(program, "card", "exec")
     assert "from transformers import AutoTokenizer, AutoModelForSeq2SeqLM" in program
     assert '[{"role": "user", "content": "..."}]' in program
+
+
+def test_a_family_that_transformers_has_not_needs_our_import() -> None:
+    assert "import ds_sft" not in model_card(family=T5, num_parameters=1)
+    card = model_card(family=family_named("yuan2"), num_parameters=1)
+    compile(card.split("```python\n")[1].split("```")[0], "card", "exec")
+    assert "\nimport ds_sft  # makes these classes know the model\n" in card

@@ -10,12 +10,14 @@ import pytest
 
 from ds_sft.config.parse import Settings, parse
 from ds_sft.contracts import Family
-from ds_sft.errors import ConfigError, DsSftError, MissingInputError
+from ds_sft.errors import ConfigError, DsSftError, MissingInputError, ModelError
 from ds_sft.families import family_named
+from ds_sft.model.folder import ModelFolder
 from ds_sft.training.preflight import check, checkpoint_to_resume
 from tests.conftest import CONFIGS
 
-T5 = family_named("flan_t5")
+T5, YUAN2 = family_named("flan_t5"), family_named("yuan2")
+FOLDER = ModelFolder(Path("m"), {})
 
 
 @pytest.fixture
@@ -44,13 +46,13 @@ def data(settings: Settings, **changes: Any) -> Settings:
 
 def fault(settings: Settings, *, code: int = 64, family: Family = T5) -> str:
     with pytest.raises(DsSftError) as caught:
-        check(settings, family=family, world_size=1)
+        check(settings, family=family, folder=FOLDER, world_size=1)
     assert caught.value.exit_code == code
     return str(caught.value)
 
 
 def test_settings_without_a_fault_pass(settings: Settings) -> None:
-    assert check(settings, family=T5, world_size=1) is None
+    assert check(settings, family=T5, folder=FOLDER, world_size=1) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_no_epochs_and_no_steps_are_refused(settings: Settings) -> None:
     assert fault(training(settings, num_train_epochs=0)) == (
         "num_train_epochs: must be above 0, but is 0; or give --max_steps"
     )
-    check(training(settings, num_train_epochs=0, max_steps=1), family=T5, world_size=1)
+    check(training(settings, num_train_epochs=0, max_steps=1), family=T5, folder=FOLDER, world_size=1)
 
 
 @pytest.mark.parametrize("value", [0, -2])
@@ -148,13 +150,13 @@ def test_an_output_dir_without_permission_is_refused(settings: Settings, tmp_pat
 
 
 def test_the_output_dir_is_made_and_left_empty(settings: Settings) -> None:
-    check(settings, family=T5, world_size=1)
+    check(settings, family=T5, folder=FOLDER, world_size=1)
     assert list(settings.output_dir.iterdir()) == []
 
 
 def test_the_deepspeed_file_is_given_back(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
-    found = check(training(settings, deepspeed=str(tmp_path / "ds.json")), family=T5, world_size=1)
+    found = check(training(settings, deepspeed=str(tmp_path / "ds.json")), family=T5, folder=FOLDER, world_size=1)
     assert found == {"zero_optimization": {"stage": 2}}
 
 
@@ -162,9 +164,9 @@ def test_the_deepspeed_file_is_held_against_flags_and_ranks(settings: Settings, 
     file = tmp_path / "ds.json"
     file.write_text('{"train_batch_size": 8}')
     given = training(settings, deepspeed=str(file), per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    check(given, family=T5, world_size=1)
+    check(given, family=T5, folder=FOLDER, world_size=1)
     with pytest.raises(ConfigError) as caught:
-        check(given, family=T5, world_size=2)
+        check(given, family=T5, folder=FOLDER, world_size=2)
     assert str(caught.value) == (
         f"{file}: train_batch_size: must agree with the flags (8 per device x 1 accumulation x 2 ranks), but is 8; "
         'set it to "auto"'
@@ -174,7 +176,7 @@ def test_the_deepspeed_file_is_held_against_flags_and_ranks(settings: Settings, 
 def test_all_faults_are_told_at_once_and_the_first_decides_the_code(settings: Settings) -> None:
     given = training(data(settings, data_path="no.json", num_data=0), seed=1, learning_rate=-1.0, deepspeed="no.ds")
     with pytest.raises(MissingInputError) as caught:
-        check(given, family=T5, world_size=1)
+        check(given, family=T5, folder=FOLDER, world_size=1)
     assert [line.partition(":")[0] for line in caught.value.faults] == [
         "data_path",
         "learning_rate",
@@ -186,7 +188,7 @@ def test_all_faults_are_told_at_once_and_the_first_decides_the_code(settings: Se
 def test_what_has_no_effect_is_said(settings: Settings, told: pytest.LogCaptureFixture) -> None:
     given = replace(data(settings, efficient_loss=True), notes=("--tpu_num_cores 8: ignored",))
     given = replace(given, model=replace(given.model, trust_remote_code=True))
-    check(given, family=T5, world_size=1)
+    check(given, family=T5, folder=FOLDER, world_size=1)
     assert told.messages == [
         "--tpu_num_cores 8: ignored",
         "trust_remote_code: ignored, because code from a model folder is never executed here",
@@ -286,3 +288,46 @@ def test_a_checkpoint_of_another_engine_is_not_resumed(
     config = str(CONFIGS / "zero2.json") if deepspeed else None
     told = fault(training(settings, resume_from_checkpoint=str(checkpoint), deepspeed=config))
     assert f"must hold the optimizer, but lacks {lacks}" in told
+
+
+def test_what_config_json_cannot_be_is_told_before_anything_is_loaded(settings: Settings) -> None:
+    folder = ModelFolder(Path("m"), {"use_moe": True})
+    with pytest.raises(ModelError) as caught:
+        check(settings, family=YUAN2, folder=folder, world_size=1)
+    assert str(caught.value).startswith("m/config.json: model must be a dense Yuan2, but use_moe describe a mixture")
+
+
+@pytest.mark.parametrize(
+    ("family", "known"), [(T5, "sdpa, eager"), (YUAN2, "sdpa, eager, flash_attention_2, flex_attention")]
+)
+def test_an_attention_that_the_family_does_not_have_is_refused(settings: Settings, family: Family, known: str) -> None:
+    given = replace(settings, model=replace(settings.model, attn_implementation="paged"))
+    assert fault(given, family=family) == (
+        f"attn_implementation: {family.name} must have one of {known}, but is 'paged'; choose one"
+    )
+
+
+@pytest.mark.parametrize("mode", ["last_response", "split_example"])
+def test_fastchats_layout_goes_with_the_efficient_loss_only(settings: Settings, mode: str) -> None:
+    given = data(settings, layout="fastchat", **{f"{mode}_loss": True})
+    assert fault(given, family=YUAN2) == (
+        f"layout: fastchat goes with --efficient_loss only, but --{mode}_loss is given; drop one"
+    )
+    for flags in ({"layout": "fastchat"}, {"layout": "fastchat", "efficient_loss": True}):
+        check(data(settings, **flags), family=YUAN2, folder=FOLDER, world_size=1)
+
+
+def test_without_a_loss_mode_it_is_said_which_one_is_used(settings: Settings, told: pytest.LogCaptureFixture) -> None:
+    check(settings, family=YUAN2, folder=FOLDER, world_size=1)
+    assert "loss mode: none was asked for, so every answer carries loss, as with --efficient_loss True" in told.messages
+    told.clear()
+    check(data(settings, split_example_loss=True), family=YUAN2, folder=FOLDER, world_size=1)
+    check(settings, family=T5, folder=FOLDER, world_size=1)
+    assert [line for line in told.messages if "loss" in line] == []
+
+
+def test_a_layout_that_a_family_does_not_have_is_ignored_with_a_line(
+    settings: Settings, told: pytest.LogCaptureFixture
+) -> None:
+    check(data(settings, layout="fastchat"), family=T5, folder=FOLDER, world_size=1)
+    assert "layout: fastchat -> native, because flan_t5 has one layout only" in told.messages

@@ -35,10 +35,6 @@ def _as_it_is(config: Mapping[str, Any], _max_tokens: int) -> dict[str, Any]:
     return dict(config)
 
 
-def _already_known(_module: str) -> None:
-    """T5 is one of transformers' own models."""
-
-
 def _model_class(config: Mapping[str, Any], stored_names: frozenset[str]) -> "type[PreTrainedModel]":
     from ds_sft.families.flan_t5.modeling import model_class
 
@@ -62,13 +58,14 @@ FAMILY = Family(
     model_types=("t5",),
     is_encoder_decoder=True,
     refused_precisions={"fp16": "T5's feed-forward outputs exceed 65504, the largest fp16 number, and become inf"},
+    attentions=("sdpa", "eager"),
     loss_modes=(),
     special_tokens=SPECIAL_TOKENS,
     other_tokens=OTHER_TOKENS,
     lay_out=lay_out,
     config_faults=_no_faults,
     fit_context=_as_it_is,
-    register=_already_known,
+    auto_modules={},
     load_tokenizer=_load_tokenizer,
     encode_text=_encode_text,
     model_class=_model_class,

@@ -1,14 +1,14 @@
-"""Which class a Yuan2 checkpoint is loaded with, what its published config says, and how auto classes learn of it."""
+"""Which class a Yuan2 checkpoint is loaded with, and what its published config says."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.native.model import Yuan2ForCausalLM, Yuan2Model
 
-__all__ = ["Yuan2Config", "Yuan2ForCausalLM", "Yuan2Model", "model_class", "published_config", "register_model"]
+__all__ = ["Yuan2Config", "Yuan2ForCausalLM", "Yuan2Model", "model_class", "published_config"]
 
 _SHAPE = (
     "vocab_size",
@@ -49,16 +49,7 @@ def published_config(model: PreTrainedModel, config: dict[str, Any]) -> dict[str
         The same with every field of the shape and the official class name.
     """
     shape = {name: value for name, value in model.config.to_dict().items() if name in _SHAPE}
+    # Trainer puts the tokenizer's ids into the config; what was trained with is the checkpoint's own.
+    shape |= {"pad_token_id": model.get_input_embeddings().padding_idx, "bos_token_id": model.config.eos_token_id}
     kept = {name: value for name, value in config.items() if name not in ("auto_map", "tokenizer_class")}
     return kept | shape | {"architectures": ["YuanForCausalLM"]}
-
-
-def register_config() -> None:
-    """Let `AutoConfig` know the model type."""
-    AutoConfig.register(Yuan2Config.model_type, Yuan2Config, exist_ok=True)
-
-
-def register_model() -> None:
-    """Let transformers' auto models load the native classes."""
-    AutoModel.register(Yuan2Config, Yuan2Model, exist_ok=True)
-    AutoModelForCausalLM.register(Yuan2Config, Yuan2ForCausalLM, exist_ok=True)

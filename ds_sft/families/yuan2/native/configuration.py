@@ -1,5 +1,6 @@
 """The config of a dense Yuan2; keys of the official file that the model never needed are accepted and kept."""
 
+from types import ModuleType
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -58,3 +59,12 @@ class Yuan2Config(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transfo
         faults = config_faults(self.__dict__)
         if faults:
             raise ValueError("; ".join(faults))
+
+
+def register(auto: ModuleType) -> None:
+    """Let `AutoConfig` know the model type, without loading a model.
+
+    Args:
+        auto: `transformers.models.auto.configuration_auto`.
+    """
+    auto.AutoConfig.register(Yuan2Config.model_type, Yuan2Config, exist_ok=True)

@@ -1,6 +1,7 @@
 """Yuan2 whole: the decoder, and the decoder with its language-modelling head."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from ds_sft.errors import raise_together
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.native.documents import View, view_of_documents, view_of_rows
 from ds_sft.families.yuan2.native.filtering import Yuan2PairConvolution
 from ds_sft.families.yuan2.native.layers import Yuan2Attention, Yuan2DecoderLayer
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import Yuan2RotaryEmbedding
-from ds_sft.model.weights import refuse_loading_faults, stored_shapes
+from ds_sft.model.weights import refuse_loading_faults, stored_shapes, weight_faults
 
 _HEAD = "lm_head.weight"
 _TABLE = "model.embed_tokens.weight"
@@ -57,8 +59,7 @@ class Yuan2PreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  #
         wants_info = kwargs.pop("output_loading_info", False)
         folder = None if pretrained_model_name_or_path is None else Path(pretrained_model_name_or_path)
         if folder is not None and folder.is_dir():
-            # Broken or foreign files are told by name before transformers reads any.
-            stored_shapes(folder)
+            cls._refuse_faults_of(folder, kwargs.get("config"))
         # Never from the folder, whatever the caller says: this class needs no code of anybody else's.
         kwargs["trust_remote_code"] = False
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -69,6 +70,17 @@ class Yuan2PreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  #
             # transformers leaves a head untied whose stored values differ; the config must not say otherwise.
             model.config.tie_word_embeddings = False
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _refuse_faults_of(cls, folder: Path, config: Yuan2Config | None) -> None:
+        """Tell broken, foreign and wrong weights by name before transformers reads any."""
+        shapes = stored_shapes(folder)
+        if cls is not Yuan2ForCausalLM:
+            # The decoder alone may be read from a checkpoint with a head, whose weights have longer names.
+            return
+        with torch.device("meta"):
+            empty = cls(config or Yuan2Config.from_pretrained(folder))
+        raise_together(weight_faults(empty, shapes, where=str(folder)))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -87,6 +99,8 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
     Args:
         config: Shape of the model.
     """
+
+    _keys_to_ignore_on_load_unexpected = [*Yuan2PreTrainedModel._keys_to_ignore_on_load_unexpected, r"^lm_head\."]  # noqa: RUF012, SLF001  # as above
 
     def __init__(self, config: Yuan2Config) -> None:
         super().__init__(config)
@@ -238,3 +252,13 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):  # type: ignore[n
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def register(auto: ModuleType) -> None:
+    """Let transformers' auto models load the native classes.
+
+    Args:
+        auto: `transformers.models.auto.modeling_auto`.
+    """
+    auto.AutoModel.register(Yuan2Config, Yuan2Model, exist_ok=True)
+    auto.AutoModelForCausalLM.register(Yuan2Config, Yuan2ForCausalLM, exist_ok=True)
