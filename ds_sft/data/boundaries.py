@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ds_sft.data.content import Content
 from ds_sft.data.faults import UNREADABLE, count_newlines, foreign_fault, is_about_the_rest, offset_of, record_fault
-from ds_sft.data.forms import decode
+from ds_sft.data.forms import check
 from ds_sft.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -111,7 +111,7 @@ def _elements(content: Content, position: int) -> Iterator[tuple[int, int]]:
 
 def _check(content: Content, view: memoryview, record: int, start: int, end: int) -> None:
     try:
-        decode(view[start:end])
+        check(view[start:end])
     except UNREADABLE as error:
         raise record_fault(content, error, record=record, start=start, end=end) from error
 

@@ -9,6 +9,7 @@ import msgspec
 from ds_sft.contracts import Turn
 
 _FORM_KEYS = ("conversations", "messages", "instruction", "output")
+_SPEAKERS = ("human", "gpt")
 _KEYS_SHOWN = 8
 _LENGTH_SHOWN = 40
 
@@ -40,30 +41,45 @@ _KEYS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def decode(text: memoryview | bytes) -> Record:
-    """Read one record.
+    """Read one record without asking for its form.
 
     Args:
         text: JSON of one object.
 
     Returns:
-        The record, of exactly one form.
+        The record.
 
     Raises:
-        msgspec.DecodeError: When the text is no JSON, or of none of the forms, or of two.
+        msgspec.DecodeError: When the text is no JSON, or a field is of the wrong kind.
         UnicodeDecodeError: When it is not UTF-8.
         RecursionError: When it is nested too deeply.
     """
-    record = _RECORD.decode(text)
+    return _RECORD.decode(text)
+
+
+def check(text: memoryview | bytes) -> None:
+    """Make sure that a record can be read and has exactly one form.
+
+    Args:
+        text: JSON of one object.
+
+    Raises:
+        msgspec.DecodeError: As `decode` does, or when the record has none of the forms, or two.
+        UnicodeDecodeError: As `decode` does.
+        RecursionError: As `decode` does.
+    """
+    record = decode(text)
     forms = _forms(record)
     if not forms:
         raise msgspec.ValidationError(_unknown_form(_KEYS.decode(text)))
     if len(forms) > 1:
         raise msgspec.ValidationError(f"must have one form, but has both `{forms[0]}` and `{forms[1]}`")
-    if forms == ["instruction"]:
-        _check_history(record.history)
-    else:
-        _check_messages(forms[0], record.messages if record.conversations is None else record.conversations)
-    return record
+    _pairs(record.history if forms == ["instruction"] else None)
+    for index, message in enumerate(_messages(record) or ()):
+        if (message.sender is not None and message.role is not None) or (
+            message.value is not None and message.content is not None
+        ):
+            raise msgspec.ValidationError(f"`{forms[0]}[{index}]` {_told_twice(message)}")
 
 
 def turns_of(record: Record) -> tuple[Turn, ...]:
@@ -73,9 +89,9 @@ def turns_of(record: Record) -> tuple[Turn, ...]:
         record: As decoded.
 
     Returns:
-        The turns, unchecked; a `system` text that stands beside them comes first, unless it is blank.
+        The turns, with values of any kind; a `system` text that stands beside them comes first, unless it is blank.
     """
-    messages = record.messages if record.conversations is None else record.conversations
+    messages = _messages(record)
     turns = _alpaca_turns(record) if messages is None else [_turn(message) for message in messages]
     return tuple(turns) if _is_blank(record.system) else (Turn("system", record.system), *turns)
 
@@ -107,20 +123,24 @@ def _forms(record: Record) -> list[str]:
     return forms
 
 
-def _check_messages(form: str, messages: Sequence[Message] | None) -> None:
-    for index, message in enumerate(messages or ()):
-        if message.sender is not None and message.role is not None:
-            raise msgspec.ValidationError(f"`{form}[{index}]` must name one speaker, but has both `from` and `role`")
-        if message.value is not None and message.content is not None:
-            raise msgspec.ValidationError(f"`{form}[{index}]` must hold one text, but has both `value` and `content`")
+def _messages(record: Record) -> Sequence[Message] | None:
+    return record.messages if record.conversations is None else record.conversations
 
 
-def _check_history(history: object) -> None:
+def _told_twice(message: Message) -> str:
+    if message.sender is not None and message.role is not None:
+        return "must name one speaker, but has both `from` and `role`"
+    return "must hold one text, but has both `value` and `content`"
+
+
+def _pairs(history: object) -> list[list[object]]:
+    """Give the questions and answers before an instruction."""
     if not isinstance(history, list | None):
         raise msgspec.ValidationError(f"`history` must be array or null, but is {type(history).__name__}")
     for index, pair in enumerate(history or ()):
-        if not isinstance(pair, list) or len(pair) != len("qa"):
+        if not isinstance(pair, list) or len(pair) != len(_SPEAKERS):
             raise msgspec.ValidationError(f"`history[{index}]` must be question and answer, but is {_short(pair)}")
+    return history or []
 
 
 def _unknown_form(keys: Mapping[str, msgspec.Raw]) -> str:
@@ -157,9 +177,7 @@ def _text(content: object) -> object:
 
 
 def _alpaca_turns(record: Record) -> list[Turn]:
-    turns = [
-        Turn(role, text) for pair in record.history or () for role, text in zip(("human", "gpt"), pair, strict=True)
-    ]
+    turns = [Turn(*said) for pair in _pairs(record.history) for said in zip(_SPEAKERS, pair, strict=True)]
     return [*turns, Turn("human", _question(record.instruction, record.input)), Turn("gpt", record.output)]
 
 

@@ -60,10 +60,10 @@ class RecordFile(Sequence[Conversation]):
         place = f"{self.content.path}:{self.boundaries.unit} {number}"
         try:
             record = decode(text)
+            return Conversation(turns=turns_of(record), place=place, identity=identity_of(record))
         except UNREADABLE as error:
             # It was sound when the file was opened.
             raise DataError(f"{place}: must stay as it was, but has changed: {error}; start the run again") from error
-        return Conversation(turns=turns_of(record), place=place, identity=identity_of(record))
 
 
 def open_records(path: Path) -> RecordFile:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from ds_sft.contracts import Turn
-from ds_sft.data.forms import decode, identity_of, turns_of
+from ds_sft.data.forms import check, decode, identity_of, turns_of
 
 TURNS = (Turn("human", "Hé?\n"), Turn("gpt", " 好 "))
 SHAREGPT = [{"from": "human", "value": "Hé?\n"}, {"from": "gpt", "value": " 好 "}]
@@ -16,12 +16,14 @@ PAIR = {"instruction": "Hé?\n", "output": " 好 "}
 
 
 def turns(record: object) -> tuple[Turn, ...]:
-    return turns_of(decode(json.dumps(record).encode()))
+    text = json.dumps(record).encode()
+    check(text)
+    return turns_of(decode(text))
 
 
 def fault(record: object) -> str:
     with pytest.raises(msgspec.ValidationError) as caught:
-        decode(json.dumps(record).encode())
+        check(json.dumps(record).encode())
     return str(caught.value)
 
 
