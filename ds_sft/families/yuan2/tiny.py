@@ -33,14 +33,20 @@ _OFFICIAL = {
     },
     "causal_mask": True,
     "dropout": 0.1,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "model_type": "yuan",
     "reset_attention_mask": True,
     "reset_position_ids": True,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
     "tokenizer_class": "YuanTokenizer",
     "torch_dtype": "float32",
+    "use_cache": True,
     "use_flash_attention": False,
     "use_loss_mask": False,
 }
-"""Keys of the published files that the native model accepts and does not need."""
+"""What the published files say in every size; some of it the native model accepts and does not need."""
 
 
 def write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
@@ -63,7 +69,6 @@ def write_tiny_checkpoint(folder: Path, texts: Sequence[str]) -> None:
     content = {**_OFFICIAL, **_SHAPE, **ids, "vocab_size": pieces.get_piece_size()}
     torch.manual_seed(_SEED)
     network = Yuan2ForCausalLM(Yuan2Config.from_dict(content))
-    content = {**json.loads(network.config.to_json_string(use_diff=False)), **content}
     weights = {name: tensor for name, tensor in network.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False}
