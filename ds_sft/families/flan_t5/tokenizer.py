@@ -1,12 +1,14 @@
 """Flan-T5's tokenizer with the ten tokens that make code survive, and an exact way back to text."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Tokenizer
 
 from ds_sft.errors import MissingInputError, ModelError
+from ds_sft.families.flan_t5.old_folder import is_old, read_old
 from ds_sft.families.flan_t5.template import CHAT_TEMPLATE, OTHER_TOKENS, SPECIAL_TOKENS
 
 _CONTROL_START = re.compile(r"<(?=/s>|pad>|unk>|extra_id_\d+>)")
@@ -66,13 +68,31 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         # SentencePiece reads an empty file as a model without pieces.
         raise ModelError(f"{folder}: tokenizer files must be T5's, but: one of them is empty; restore them")
     try:
-        loaded = T5Tokenizer.from_pretrained(folder, trust_remote_code=False)
+        loaded = read_old(folder) if is_old(folder) else T5Tokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: tokenizer files must be T5's, but: {error}; restore them") from error
     loaded.add_special_tokens(dict(SPECIAL_TOKENS))
     # Not normalised: T5's normaliser turns newline and tab into a space, and three tokens would collide.
     loaded.add_tokens([AddedToken(token, normalized=False) for token in OTHER_TOKENS])
     return _with_exact_decoder(loaded)
+
+
+def count_losses(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> tuple[int, int]:
+    """Count what encoding lost.
+
+    T5 has no piece for most scripts, and its normaliser makes spaces of all white space, which then fall between words.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        text: What was encoded.
+        ids: What it became.
+
+    Returns:
+        The number of unknown tokens, and of white space characters that decoding does not give back.
+    """
+    decoded = str(tokenizer.decode(list(ids)))
+    lost = sum(map(str.isspace, text)) - sum(map(str.isspace, decoded))
+    return sum(one == tokenizer.unk_token_id for one in ids), max(lost, 0)
 
 
 def _literal_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
