@@ -92,7 +92,7 @@ def turns_of(record: Record) -> tuple[Turn, ...]:
         The turns, with values of any kind; a `system` text that stands beside them comes first, unless it is blank.
     """
     messages = _messages(record)
-    turns = _alpaca_turns(record) if messages is None else [_turn(message) for message in messages]
+    turns = _alpaca_turns(record) if messages is None else _message_turns(messages)
     return tuple(turns) if _is_blank(record.system) else (Turn("system", record.system), *turns)
 
 
@@ -160,11 +160,14 @@ def _short(value: object) -> str:
     return repr(value).strip("'")[:_LENGTH_SHOWN]
 
 
-def _turn(message: Message) -> Turn:
-    return Turn(
-        message.role if message.sender is None else message.sender,
-        _text(message.content) if message.value is None else message.value,
-    )
+def _message_turns(messages: Sequence[Message]) -> list[Turn]:
+    return [
+        Turn(
+            message.role if message.sender is None else message.sender,
+            _text(message.content) if message.value is None else message.value,
+        )
+        for message in messages
+    ]
 
 
 def _text(content: object) -> object:
