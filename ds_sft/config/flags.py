@@ -31,7 +31,7 @@ def flag_parser(*groups: Any, program: str) -> FlagParser:
     """Make a parser for some groups of flags.
 
     Args:
-        groups: Dataclasses; each field is a flag.
+        *groups: Dataclasses; each field is a flag.
         program: Its name in the help.
 
     Returns:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from ds_sft.config.losses import loss_faults, say_which_loss
 from ds_sft.config.parse import Settings
 from ds_sft.contracts import Family
 from ds_sft.errors import (
@@ -177,12 +178,7 @@ def _number_faults(settings: Settings) -> Iterator[DsSftError]:
 
 
 def _data_faults(settings: Settings, family: Family) -> Iterator[DsSftError]:
-    modes, layout = settings.data.loss_modes(), settings.data.layout
-    if len(modes) > 1:
-        flags = " and ".join(f"--{mode}_loss" for mode in modes)
-        yield ConfigError(f"loss mode: at most one may be given, but there are {flags}; keep one")
-    if layout != "native" and family.loss_modes and any(mode != "efficient" for mode in modes):
-        yield ConfigError(f"layout: {layout} goes with --efficient_loss only, but --{modes[0]}_loss is given; drop one")
+    yield from loss_faults(settings.data, family=family)
     strategy = str(settings.training["eval_strategy"])
     if strategy != "no" and not settings.data.eval_data_path:
         yield ConfigError(f"eval_strategy: {strategy!r} needs data, but eval_data_path is not given; add it or use no")
@@ -274,15 +270,4 @@ def _say_what_has_no_effect(settings: Settings, family: Family) -> None:
         log.warning("trust_remote_code: ignored, because code from a model folder is never executed here")
     if settings.data.eval_data_path and settings.training["eval_strategy"] == "no":
         log.warning("eval_data_path: not evaluated, because eval_strategy is no; add --eval_strategy epoch")
-    _say_which_loss(settings, family)
-
-
-def _say_which_loss(settings: Settings, family: Family) -> None:
-    modes = settings.data.loss_modes()
-    if family.loss_modes and not modes:
-        log.info("loss mode: none was asked for, so every answer carries loss, as with --efficient_loss True")
-    for mode in modes:
-        if mode not in family.loss_modes:
-            log.warning("%s_loss: ignored, because %s has one loss only: on every answer", mode, family.name)
-    if not family.loss_modes and settings.data.layout != "native":
-        log.warning("layout: %s -> native, because %s has one layout only", settings.data.layout, family.name)
+    say_which_loss(settings.data, family=family)
