@@ -31,7 +31,8 @@ _KEPT = (
 """What a folder may say. All else is fixed: `add_bos_token` of the first published folders, for example, is untrue."""
 
 _NAMED = {
-    "bos_token": "<s>",
+    # No `bos_token`: the model never saw `<s>`, and transformers' Trainer would write its id over the one (that of
+    # <eod>) in config.json.
     "eos_token": EOD,
     "unk_token": "<unk>",
     "sep_token": SEP,
@@ -56,7 +57,7 @@ class Yuan2Tokenizer(SentencePieceBackend):
 
     def __init__(self, **settings: Any) -> None:
         kept = {name: settings[name] for name in _KEPT if settings.get(name) is not None}
-        extra = [token for token in CONTROL_TOKENS if token not in _NAMED.values()]
+        extra = [token for token in ("<s>", *CONTROL_TOKENS) if token not in _NAMED.values()]
         super().__init__(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
             **{"chat_template": CHAT_TEMPLATE, **kept, **_NAMED},
             extra_special_tokens=extra,

@@ -126,7 +126,7 @@ def control_ids(tokenizer: Yuan2Tokenizer) -> set[Any]:
     return {tokenizer.convert_tokens_to_ids(name) for name in [*CONTROL_TOKENS, "<s>", "</s>", "<unk>"]}
 
 
-CASES = golden("yuan_tokenizer_golden.json")["cases"] if (GOLDEN / "yuan_tokenizer_golden.json").is_file() else []
+CASES = golden("yuan_tokenizer_golden.json")["cases"]
 
 
 @needs_real
@@ -168,9 +168,13 @@ def test_every_control_token_is_special_and_is_found_in_a_text_of_transformers(t
         assert toy(name)["input_ids"] == [toy.convert_tokens_to_ids(name)]
 
 
+def test_no_token_is_named_as_a_beginning_but_its_sign_is_found_as_by_the_official_loader(toy: Yuan2Tokenizer) -> None:
+    assert toy.bos_token is None
+    assert toy("<s>")["input_ids"] == [1]
+
+
 def test_the_named_tokens(toy: Yuan2Tokenizer) -> None:
     assert toy.special_tokens_map == {
-        "bos_token": "<s>",
         "eos_token": "<eod>",
         "unk_token": "<unk>",
         "sep_token": "<sep>",
