@@ -386,6 +386,7 @@ def test_a_folder_that_names_another_class_gives_ours_and_one_warning(
         add_eos_token=True,
         eos_token="</s>",
         pad_token=None,
+        additional_special_tokens=["<s>", "</s>", "<sep>"],
         auto_map={"AutoTokenizer": ["tokenization_yuan.YuanTokenizer", None]},
     )
     with caplog.at_level(logging.INFO, logger="ds_sft"):
