@@ -1,6 +1,5 @@
 """Flan-T5's tokenizer with the ten tokens that make code survive, and an exact way back to text."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +9,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Tok
 from ds_sft.errors import MissingInputError, ModelError
 from ds_sft.families.flan_t5.old_folder import is_old, read_old
 from ds_sft.families.flan_t5.template import CHAT_TEMPLATE, OTHER_TOKENS, SPECIAL_TOKENS
-
-_CONTROL_START = re.compile(r"<(?=/s>|pad>|unk>|extra_id_\d+>)")
-"""The first character of text that spells a control token of the SentencePiece model."""
-_CONTROL = re.compile(r"</s>|<pad>|<extra_id_\d+>")
-_BEHIND_LOOKALIKE = re.compile("(?<=[\ufe64\uff1c])")
-"""T5's normaliser makes `<` of these two characters, and so `</s>` of its full-width form."""
+from ds_sft.families.flan_t5.words import encode_words
 
 
 def encode_text(
@@ -26,9 +20,6 @@ def encode_text(
 ) -> list[int]:
     """Give the ids of text in which nothing is a control token.
 
-    `split_special_tokens` alone is not enough: the Rust Unigram model holds `</s>` as an ordinary piece and finds it
-    in text. So such text is cut behind its `<`, where the added token `<` ends a piece in any case.
-
     Args:
         tokenizer: From `load_tokenizer`.
         text: Any text, for example one that holds the four characters `</s>`.
@@ -37,12 +28,7 @@ def encode_text(
     Returns:
         Ids; decoding them gives back the text as far as the pieces cover its characters.
     """
-    ids: list[int] = []
-    start = 0
-    for end in [*(found.end() for found in _CONTROL_START.finditer(text)), len(text)]:
-        ids += _literal_ids(tokenizer, text[start:end])
-        start = end
-    return ids
+    return encode_words(tokenizer, text)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -93,19 +79,6 @@ def count_losses(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[in
     decoded = str(tokenizer.decode(list(ids)))
     lost = sum(map(str.isspace, text)) - sum(map(str.isspace, decoded))
     return sum(one == tokenizer.unk_token_id for one in ids), max(lost, 0)
-
-
-def _literal_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Encode text without `<` in front of a control token's rest; only full-width forms can still become one."""
-    ids = _ids(tokenizer, text)
-    parts = _BEHIND_LOOKALIKE.split(text)
-    if len(parts) == 1 or not any(_CONTROL.fullmatch(token) for token in tokenizer.convert_ids_to_tokens(ids)):
-        return ids
-    return [token_id for part in parts for token_id in _ids(tokenizer, part)]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def _with_exact_decoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
