@@ -18,7 +18,7 @@ from ds_sft.model.vocab import smart_tokenizer_and_embedding_resize
 from ds_sft.reporting import rank
 from ds_sft.train import train
 from ds_sft.zero import distributed
-from ds_sft.zero.gather import full_shape, gathered, stream_parameters
+from ds_sft.zero.gather import full_shape, gathered, stored_tensors, stream
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def evaluate(flags: list[str]) -> dict[str, float]:
 def stream_checkpoint(
     checkpoint: Path, config: Path | None, output: Path
 ) -> dict[str, tuple[list[int], list[int], list[float]]]:
-    """Load a checkpoint and stream it to the first rank: shape as held, shape as if whole, values."""
+    """Load a checkpoint and stream it: shape as held, shape as if whole, values."""
     model, _family, _args = _loaded(checkpoint, config, output)
     shapes = {name: (list(weight.shape), list(full_shape(weight))) for name, weight in model.named_parameters()}
-    streamed = stream_parameters(model, keep=rank() == 0, dtype=torch.float32)
-    return {name: (*shapes[name], tensor.flatten().tolist()) for name, tensor in streamed}
+    streamed = {name: tensor.float().flatten().tolist() for name, tensor in stream(stored_tensors(model))}
+    return {name: (*shapes[name], values) for name, values in streamed.items()}
 
 
 def start_alone() -> dict[str, Any]:

@@ -38,6 +38,7 @@ class TrainingArguments(transformers.TrainingArguments):
     save_dtype: Literal["bf16", "fp16", "fp32"] = field(
         default="bf16", metadata={"help": "Number format of the exported weights."}
     )
+    max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of exported weights."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  # HfArgumentParser reads unions only in this order
         default="tensorboard", metadata={"help": "Trackers, for example tensorboard, wandb, trackio or none."}
     )

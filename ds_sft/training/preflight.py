@@ -27,6 +27,7 @@ from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
 
 log = logging.getLogger(__name__)
 
+_SHARD_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)
 _STEP = re.compile(r"checkpoint-\d{1,18}")
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
@@ -245,6 +246,9 @@ def _trainer_faults(settings: Settings) -> Iterator[DsSftError]:
 
 def _output_faults(settings: Settings) -> Iterator[DsSftError]:
     """Try to write into the output folder, as the only way to know whether that will work later."""
+    size = settings.training["max_shard_size"]
+    if not _SHARD_SIZE.fullmatch(size) or float(size.strip()[:-2]) == 0:
+        yield ConfigError(f"max_shard_size: must be a size such as 5GB or 500MB, but is {size!r}; give one")
     folder = settings.output_dir
     model = Path(settings.model.model_name_or_path).expanduser()
     if model.is_dir() and folder.resolve() == model.resolve():

@@ -50,6 +50,7 @@ class SftTrainer(Trainer):
         self._family = family
         self._tokenizer = tokenizer
         self._save_dtype = _DTYPES[args.save_dtype]
+        self._max_shard_size = args.max_shard_size
         self._output_dir = Path(str(args.output_dir))
         self._token_counts = torch.zeros(2, dtype=torch.long, device=args.device)
         self._tokens_seen = 0
@@ -173,6 +174,7 @@ class SftTrainer(Trainer):
             tokenizer=self._tokenizer,
             into=Path(output_dir) if output_dir else self._output_dir,
             dtype=dtype,
+            max_shard_size=self._max_shard_size,
             is_writer=self.args.should_save,
         )
         self._last_log += time.perf_counter() - started

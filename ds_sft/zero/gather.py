@@ -1,6 +1,6 @@
 """Brings partitioned parameters together, a few at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,27 +39,32 @@ def gathered(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
         yield
 
 
-def stream_parameters(model: nn.Module, *, keep: bool, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Give every parameter and persistent buffer, gathered one at a time; every rank must run to the end.
-
-    A parameter that two modules share is given once, under the name of the first.
+def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Give every parameter and persistent buffer; one that two modules share is there once, under its first name.
 
     Args:
         model: Partitioned by ZeRO-3 or not.
-        keep: Whether this rank wants the tensors; others only take part in the gathering and are given nothing.
-        dtype: Floating-point tensors are converted to it.
 
-    Yields:
-        Name, and a copy of the tensor in host memory.
+    Returns:
+        Name -> tensor as this rank holds it; `full_shape` tells its whole shape.
     """
-    parameters = dict(model.named_parameters())
     stored = set(model.state_dict(keep_vars=True))
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
-    for name, tensor in {**parameters, **buffers}.items():
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def stream(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give tensors whole, one at a time; every rank must run to the end.
+
+    Args:
+        tensors: Partitioned by ZeRO-3 or not.
+
+    Yields:
+        Name and whole tensor, which is given back before the next one comes.
+    """
+    for name, tensor in tensors.items():
         with gathered([tensor]):
-            if keep:
-                wanted = dtype if tensor.is_floating_point() else tensor.dtype
-                yield name, tensor.detach().to(device="cpu", dtype=wanted, copy=True).contiguous()
+            yield name, tensor.detach()
 
 
 def _is_partitioned(parameter: torch.Tensor) -> bool:

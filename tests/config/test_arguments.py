@@ -53,6 +53,7 @@ def test_the_training_flags_that_differ_from_those_of_transformers() -> None:
         "cache_dir": None,
         "model_max_length": 2048,
         "save_dtype": "bf16",
+        "max_shard_size": "5GB",
         "report_to": "tensorboard",
         "logging_steps": 10,
         "logging_nan_inf_filter": False,

@@ -5,13 +5,11 @@ import os
 import shutil
 import stat
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -21,7 +19,6 @@ from ds_sft.contracts import LayoutOptions
 from ds_sft.data.datasets import build_dataset
 from ds_sft.data.draft import Encoder
 from ds_sft.families import family_named
-from ds_sft.save import export
 from tests.conftest import CONFIGS
 from tests.jobs import main_flags, read_json, train_and_log
 from tests.ranks import run_ranks
@@ -187,17 +184,24 @@ def test_old_shards_leave_and_files_of_the_user_stay(
     assert names == {"model.safetensors", "model_backup.safetensors"}
 
 
-def test_many_weights_become_shards_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = {name: torch.full((8,), float(index)) for index, name in enumerate("abc")}
-    monkeypatch.setattr(
-        export, "split_torch_state_dict_into_shards", partial(split_torch_state_dict_into_shards, max_shard_size=64)
-    )
-    export._write_weights(weights, tmp_path)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_many_weights_become_shards_with_an_index(
+    world_size: int, tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    changes = {"max_steps": 1, "learning_rate": 0, "max_shard_size": "300KB", "deepspeed": CONFIGS / "zero3.json"}
+    flags = main_flags(tiny_checkpoint, conversations_file, tmp_path, **changes)
+    run_ranks(train_and_log, flags, world_size=world_size)
     index = read_json(tmp_path / "model.safetensors.index.json")
-    assert sorted(index["weight_map"]) == ["a", "b", "c"]
-    assert len(set(index["weight_map"].values())) == 2
-    read = {name: load_file(tmp_path / file)[name] for name, file in index["weight_map"].items()}
-    assert all(torch.equal(read[name], weights[name]) for name in weights)
+    files = set(index["weight_map"].values())
+    assert len(files) > 2
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == files
+    before = load_file(tiny_checkpoint / "model.safetensors")
+    after = {name: load_file(tmp_path / file)[name] for name, file in index["weight_map"].items()}
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name][: len(before[name])], before[name]) for name in before)
+    assert index["metadata"]["total_size"] == sum(tensor.numel() * 4 for tensor in after.values())
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(model.lm_head.weight.detach(), after["lm_head.weight"], atol=0, rtol=0)
 
 
 def test_a_generation_config_that_transformers_would_not_save_is_kept(

@@ -331,3 +331,11 @@ def test_a_layout_that_a_family_does_not_have_is_ignored_with_a_line(
 ) -> None:
     check(data(settings, layout="fastchat"), family=T5, folder=FOLDER, world_size=1)
     assert "layout: fastchat -> native, because flan_t5 has one layout only" in told.messages
+
+
+@pytest.mark.parametrize("size", ["lots", "5", "5 apples", "-1GB", "0GB", ""])
+def test_a_shard_size_that_is_none_is_told_before_training_and_not_at_the_export(settings: Settings, size: str) -> None:
+    assert fault(training(settings, max_shard_size=size)) == (
+        f"max_shard_size: must be a size such as 5GB or 500MB, but is {size!r}; give one"
+    )
+    check(training(settings, max_shard_size="1.5gb"), family=T5, folder=FOLDER, world_size=1)

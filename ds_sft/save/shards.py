@@ -1,0 +1,192 @@
+"""Weights on disk as safetensors, written while they come: headers from the shapes first, then one tensor at a time."""
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from ds_sft.errors import SaveError
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 8
+_PIECE = 1 << 22
+"""Numbers that are converted and written at a time, so that no second copy of a large table is ever made."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which weight goes into which file, known before any of them is read.
+
+    Args:
+        files: File -> its weights without storage, in the order of the file.
+        index: Content of the index; None for a single file.
+    """
+
+    files: Mapping[str, Mapping[str, torch.Tensor]]
+    index: dict[str, Any] | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all weights."""
+        return sum(_size(weight) for weights in self.files.values() for weight in weights.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all weights."""
+        return sum(weight.numel() for weights in self.files.values() for weight in weights.values())
+
+
+def plan_shards(weights: Mapping[str, torch.Tensor], *, max_shard_size: str) -> Plan:
+    """Spread weights over files, with the names that the hub gives them.
+
+    Args:
+        weights: Name -> tensor of the meta device with the shape and the dtype that are to be written.
+        max_shard_size: Largest file, for example `5GB`; a weight that is larger gets one of its own.
+
+    Returns:
+        The plan.
+    """
+    split = split_state_dict_into_shards_factory(
+        dict(weights),
+        get_storage_size=_size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    files = {file: {name: weights[name] for name in names} for file, names in split.filename_to_tensors.items()}
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename} if split.is_sharded else None
+    return Plan(files, index)
+
+
+class ShardWriter:
+    """Takes weights in the order of the model and puts each where its file's header says it is.
+
+    Args:
+        plan: Where each weight goes.
+        opened: File -> the open file, its header written.
+    """
+
+    def __init__(self, plan: Plan, opened: Mapping[str, IO[bytes]]) -> None:
+        self._places = {name: opened[file] for file, weights in plan.files.items() for name in weights}
+        self._planned = {name: weight for weights in plan.files.values() for name, weight in weights.items()}
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one weight, converted to the planned dtype piece by piece.
+
+        Args:
+            name: Of the plan; the weights of one file come in the plan's order.
+            tensor: Its values, on any device.
+
+        Raises:
+            AssertionError: When the tensor has another shape than was planned.
+        """
+        planned = self._planned.pop(name)
+        if tensor.shape != planned.shape:
+            raise AssertionError(f"{name} was planned with shape {list(planned.shape)}, but has {list(tensor.shape)}")
+        numbers = tensor.detach().reshape(-1)
+        for start in range(0, numbers.numel(), _PIECE):
+            piece = numbers[start : start + _PIECE].to(device="cpu", dtype=planned.dtype).contiguous()
+            self._places[name].write(piece.view(torch.uint8).numpy().data)
+
+    def refuse_gaps(self) -> None:
+        """Make sure that every planned weight was written.
+
+        Raises:
+            AssertionError: When one is missing.
+        """
+        if self._planned:
+            raise AssertionError(
+                f"{len(self._planned)} planned weights were not written, the first is {min(self._planned)}"
+            )
+
+
+@contextmanager
+def shard_writer(plan: Plan, into: Path) -> Iterator[ShardWriter]:
+    """Write the files of a plan under other names; they get their own when all of them are whole and on the disk.
+
+    Args:
+        plan: Where each weight goes.
+        into: The folder; files of the same names are replaced.
+
+    Yields:
+        The writer.
+
+    Raises:
+        SaveError: When the disk is full or fails.
+    """
+    with _told_faults(into, plan):
+        _refuse_full_disk(plan, into)
+        with tempfile.TemporaryDirectory(dir=into, prefix=".writing-") as folder, ExitStack() as files:
+            opened = {file: files.enter_context((Path(folder) / file).open("wb")) for file in plan.files}
+            for file, stream in opened.items():
+                stream.write(_header(plan.files[file]))
+            writer = ShardWriter(plan, opened)
+            yield writer
+            writer.refuse_gaps()
+            for file, stream in opened.items():
+                _finish(stream, expected=len(_header(plan.files[file])) + sum(map(_size, plan.files[file].values())))
+            for file in plan.files:
+                (Path(folder) / file).replace(into / file)
+
+
+def _header(weights: Mapping[str, torch.Tensor]) -> bytes:
+    """Give the head of a safetensors file: its length, and where each weight stands behind it."""
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, weight in weights.items():
+        end = begin + _size(weight)
+        content[name] = {"dtype": _DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _size(weight: torch.Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
+def _finish(stream: IO[bytes], *, expected: int) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+    written = os.fstat(stream.fileno()).st_size
+    if written != expected:
+        raise AssertionError(f"{stream.name} must have {expected} bytes, but has {written}")
+
+
+def _refuse_full_disk(plan: Plan, into: Path) -> None:
+    free = shutil.disk_usage(into).free
+    if free < plan.num_bytes:
+        raise SaveError(
+            f"{into}: weights need {plan.num_bytes} bytes, but only {free} are free; free some space and resume"
+        )
+
+
+@contextmanager
+def _told_faults(into: Path, plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f"{into}: {plan.num_bytes} bytes of weights must be written there, but: {error.strerror or error}; free "
+            "some space and resume"
+        ) from error
