@@ -122,7 +122,7 @@ def _told(content: Content, error: Exception, start: int, end: int) -> tuple[int
     if isinstance(error, msgspec.ValidationError):
         return start, _told_shape(str(error))
     byte = start + offset_of(error, default=end - start)
-    bad = _first_bad_byte(content, start, end if isinstance(error, UnicodeDecodeError) else byte)
+    bad = _first_bad_byte(content, start, byte)
     if bad is not None:
         value = content.part(bad, bad + 1)[0]
         return bad, f"must be UTF-8, but holds byte {value:#04x}; convert the file, as in: iconv -f GB18030 -t UTF-8"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -174,6 +175,12 @@ def test_boundaries_take_sixteen_bytes_a_record(tmp_path: Path) -> None:
     assert records.boundaries.spans.nbytes == 160_000
     assert records.boundaries.spans.base is None
     assert len(pickle.dumps(records)) < 161_000
+
+
+def test_line_numbers_take_eight_bytes_a_record_more_where_blank_lines_stand_between(tmp_path: Path) -> None:
+    numbers = opened(tmp_path, as_lines([RECORD] * 1000) + b"\n\n" + as_lines([RECORD])).boundaries.numbers
+    assert isinstance(numbers, np.ndarray)
+    assert (numbers.nbytes, numbers.base) == (8008, None)
 
 
 @pytest.mark.parametrize("form", ["array", "lines"])
