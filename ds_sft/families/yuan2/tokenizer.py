@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from ds_sft.errors import MissingInputError, ModelError
-from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.pieces import refuse_control_tokens_from_text, without_dummy_prefix
 from ds_sft.families.yuan2.template import CHAT_TEMPLATE, CONTROL_TOKENS, EOD, PAD, SEP
 
@@ -243,6 +242,9 @@ def register(auto: ModuleType) -> None:
     Args:
         auto: `transformers.models.auto.tokenization_auto`.
     """
+    # Configs load torch, which a tokenizer does without; whoever has the auto classes has it already.
+    from ds_sft.families.yuan2.native.configuration import Yuan2Config  # noqa: PLC0415
+
     auto.AutoTokenizer.register(Yuan2Config, Yuan2Tokenizer, exist_ok=True)
     # transformers' own list of model types whose published folders name a class that tokenizes wrongly.
     auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(Yuan2Config.model_type)
