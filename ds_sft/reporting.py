@@ -17,6 +17,7 @@ from ds_sft.errors import (
     EXIT_PERMISSION,
     DsSftError,
 )
+from ds_sft.visible import visible
 
 _LINGER_SECONDS = 10.0
 _MEMORY_WORDS = ("out of memory", "can't allocate memory")
@@ -34,6 +35,7 @@ def rank() -> int:
 def set_up_logging() -> None:
     """Let rank zero log plain lines to stderr; other ranks only errors, with their name in front."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_made_visible)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s" if rank() else "%(message)s"))
     logger = logging.getLogger("ds_sft")
     logger.handlers = [handler]
@@ -44,6 +46,12 @@ def set_up_logging() -> None:
         logging.getLogger("transformers").setLevel(logging.ERROR)
     for noisy in ("py.warnings", "DeepSpeed", "torch.distributed.run"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _made_visible(record: logging.LogRecord) -> bool:
+    """Show control characters of what users wrote instead of sending them to a terminal."""
+    record.msg, record.args = visible(record.getMessage()), None
+    return True
 
 
 def run(main: Callable[[], object]) -> None:
@@ -110,7 +118,7 @@ def _end(lines: "list[str] | tuple[str, ...]", code: int, everyone_speaks: bool)
         time.sleep(_LINGER_SECONDS)
     name = f"[rank {rank()} host {socket.gethostname()}] " if rank() else ""
     for line in lines:
-        print(f"{name}error: {line}", file=sys.stderr, flush=True)
+        print(f"{name}error: {visible(line)}", file=sys.stderr, flush=True)
     # Not sys.exit: after a fault, other ranks may hang in a collective, and the interpreter's shutdown with them.
     sys.stdout.flush()
     sys.stderr.flush()

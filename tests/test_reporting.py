@@ -164,3 +164,9 @@ def test_rank_zero_logs_plain_lines_and_others_only_errors(rank: str, lines: str
 
 def test_warnings_of_libraries_are_not_shown() -> None:
     assert end("import warnings; reporting.set_up_logging(); warnings.warn('old')") == (0, "")
+
+
+def test_control_characters_in_lines_of_a_log_or_a_fault_are_shown_and_not_sent() -> None:
+    body = r"""import logging; reporting.set_up_logging(); logging.getLogger("ds_sft.x").info("role %s", "\x1b[2J")
+    raise DataError("a\rb\u202e")"""
+    assert end(body, PYTHONIOENCODING="utf-8") == (65, "role ␛[2J\nerror: a␍b<U+202E>\n")

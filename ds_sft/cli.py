@@ -1,0 +1,107 @@
+"""`ds-sft`: the verbs; each loads what it needs when it runs, so that help comes at once and loads no torch."""
+
+import sys
+from collections.abc import Iterable
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ds_sft import __version__
+from ds_sft.reporting import run, set_up_logging
+from ds_sft.tools.flags import flag_help
+
+_FLAGS_OF_TRAINING = {"allow_extra_args": True, "ignore_unknown_options": True}
+_USAGE = "[RECIPE] [FLAGS] [OPTIONS]"
+
+app = typer.Typer(
+    help="Fine-tune on conversations under DeepSpeed, and look at the data before.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
+
+
+@app.callback(invoke_without_command=True)
+def show_version(
+    *, version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False
+) -> None:
+    """Answer what is asked of the program itself."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(context_settings=_FLAGS_OF_TRAINING, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Fine-tune: the main job with all its flags, told by: ds-sft train --help."""
+    from ds_sft.train import main as main_job
+
+    sys.argv = ["ds-sft train", *context.args]
+    main_job()
+
+
+@app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE, epilog=flag_help())
+def validate(
+    context: typer.Context,
+    *,
+    json: JsonFlag = False,
+    num_workers: Annotated[
+        int, typer.Option("--num_workers", "--num-workers", min=0, help="Processes; 0 for one a core.")
+    ] = 0,
+) -> None:
+    """Look at every record of the data and tell what training would make of it."""
+    from ds_sft.tools.validate import Effort
+    from ds_sft.tools.validate import validate as lines
+
+    set_up_logging()
+    _show(lines(context.args, Effort(is_json=json, num_workers=num_workers)))
+
+
+@app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE, epilog=flag_help())
+def preview(
+    context: typer.Context,
+    *,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Most samples to show.")] = 5,
+    json: JsonFlag = False,
+    html: Annotated[Path | None, typer.Option(help="Write one page with the samples here instead.")] = None,
+) -> None:
+    """Show the first samples, and which of their tokens are trained."""
+    from ds_sft.tools.preview import Look
+    from ds_sft.tools.preview import preview as lines
+
+    set_up_logging()
+    look = Look(num=num, is_json=json, is_coloured=_is_coloured(Console()), page=html)
+    _show(lines(context.args, look))
+
+
+def main() -> None:
+    """Run a verb and leave with a documented exit code."""
+    run(app)
+
+
+def _is_coloured(console: Console) -> bool:
+    return console.color_system is not None and not console.no_color
+
+
+def _show(lines: Iterable[str | Text]) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that lacks a character shows its escape instead of ending the program.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for line in lines:
+        if isinstance(line, str):
+            sys.stdout.write(f"{line}\n")
+        else:
+            console.print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the verbs of `ds-sft` do; none of them loads torch."""

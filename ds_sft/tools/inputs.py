@@ -1,0 +1,113 @@
+"""Reads the command line of a verb that looks at samples, and opens what it names: data and tokenizer, no weights."""
+
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ds_sft.config.aliases import flag_groups
+from ds_sft.config.flags import flag_parser, split_recipe, unknown_faults
+from ds_sft.config.losses import loss_faults, say_which_loss
+from ds_sft.config.sources import DataArguments, ModelArguments
+from ds_sft.data.draft import Encoder
+from ds_sft.data.read import RecordFile, open_records
+from ds_sft.errors import ConfigError, DataError, UsageError, raise_together
+from ds_sft.families import family_of
+from ds_sft.model.folder import find_model_folder
+from ds_sft.tools.flags import GROUPS, WITHOUT_EFFECT, LimitArguments
+
+log = logging.getLogger(__name__)
+
+_LEAST_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What samples are made of.
+
+    Args:
+        records: The conversations that training would read.
+        encoder: Family, tokenizer and limit.
+        is_strict: Whether training would stop at the first rejected conversation.
+    """
+
+    records: RecordFile
+    encoder: Encoder
+    is_strict: bool
+
+
+def read_inputs(arguments: Sequence[str], *, verb: str) -> Inputs:
+    """Read a command line and open what it names.
+
+    Args:
+        arguments: An optional YAML recipe, then flags of training.
+        verb: For the messages.
+
+    Returns:
+        Data, family and tokenizer.
+
+    Raises:
+        UsageError: For flags that do not exist and values of the wrong type.
+        DataError: When the data file holds nothing.
+    """
+    model, data, limit = _parse(arguments, verb)
+    folder = find_model_folder(model.model_name_or_path, cache_dir=limit.cache_dir)
+    family = family_of(folder.config, folder=folder.path)
+    raise_together([*_number_faults(data, limit), *loss_faults(data, family=family)])
+    say_which_loss(data, family=family)
+    records = open_records(Path(data.data_path).expanduser())
+    if not records:
+        raise DataError(f"{records.path}: must hold at least one conversation, but has 0; add some")
+    tokenizer = family.load_tokenizer(folder.path)
+    encoder = Encoder(family, tokenizer, data.layout_options(max_tokens=limit.model_max_length))
+    return Inputs(records if data.num_data < 0 else records[: data.num_data], encoder, data.strict_data)
+
+
+def say_next(verb: str, arguments: Sequence[str]) -> None:
+    """Name the command to go on with.
+
+    Args:
+        verb: Of `ds-sft`.
+        arguments: Those of this command.
+    """
+    log.info("next: ds-sft %s %s", verb, shlex.join(arguments))
+
+
+def _parse(arguments: Sequence[str], verb: str) -> tuple[ModelArguments, DataArguments, LimitArguments]:
+    recipe, flags = split_recipe(arguments)
+    known = {flag.name for group in GROUPS for flag in fields(group)}
+    asked, ignored = [], []
+    for name, values in flag_groups(recipe):
+        if name in known - WITHOUT_EFFECT:
+            asked += [f"--{name}", *values]
+        elif name:
+            ignored.append(name)
+    if ignored:
+        log.info("%s: no effect on samples, so not read: %s", arguments[0], ", ".join(ignored))
+    for name, values in flag_groups(flags):
+        asked += [*([f"--{name}"] if name else []), *values]
+        if name in WITHOUT_EFFECT:
+            log.warning("--%s: ignored, because it has no effect on samples", name)
+    namespace, unknown = flag_parser(*GROUPS, program=f"ds-sft {verb}").parse_known_args(asked)
+    if unknown:
+        raise UsageError(*unknown_faults(unknown, sorted(known)))
+    return _grouped(vars(namespace))
+
+
+def _grouped(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments, LimitArguments]:
+    def part(group: Any) -> Any:
+        return group(**{flag.name: values[flag.name] for flag in fields(group)})
+
+    return part(ModelArguments), part(DataArguments), part(LimitArguments)
+
+
+def _number_faults(data: DataArguments, limit: LimitArguments) -> list[ConfigError]:
+    faults = []
+    if limit.model_max_length < _LEAST_TOKENS:
+        told = limit.model_max_length
+        faults.append(f"model_max_length: must be at least {_LEAST_TOKENS}, but is {told}; give another value")
+    if data.num_data == 0 or data.num_data < -1:
+        faults.append(f"num_data: must be -1 (all) or at least 1, but is {data.num_data}; give one of those")
+    return [ConfigError(fault) for fault in faults]
