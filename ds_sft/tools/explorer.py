@@ -14,7 +14,7 @@ from ds_sft.tools.render import heading, shown
 from ds_sft.tools.samples import Sample
 
 _TEMPLATE = Path(__file__).with_name("explorer.html")
-_MARKUP = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\x7f"}
+_MARKUP = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 """What could end the element that holds the data."""
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
@@ -68,7 +67,7 @@ def preview(arguments: Sequence[str], look: Look) -> Iterator[str | Text]:
         yield legend(is_coloured=look.is_coloured) + Text("\n")
         yield from (render(sample, is_coloured=look.is_coloured) for sample in samples)
     if look.is_json:
-        yield _as_json({"counters": dict(counters)})
+        yield json.dumps({"counters": dict(counters)})
     log.info("%s: %s", inputs.records.path, told(counters))
     if meagre:
         log.warning("%d samples train below %.0f %% of their labels, first: %s", len(meagre), 100 * _LITTLE, meagre[0])
@@ -92,7 +91,7 @@ def json_line(sample: Sample) -> str:
         for side, pieces in sample.sides.items()
         for piece in pieces
     ]
-    return _as_json(
+    return json.dumps(
         {
             "record": sample.record,
             "id": sample.identity,
@@ -102,11 +101,6 @@ def json_line(sample: Sample) -> str:
             "segments": segments,
         }
     )
-
-
-def _as_json(content: dict[str, Any]) -> str:
-    # Of the control characters in ASCII, delete is the only one that JSON lets pass.
-    return json.dumps(content).replace("\x7f", "\\u007f")
 
 
 def _watched(samples: Iterator[Sample], meagre: list[str]) -> Iterator[Sample]:

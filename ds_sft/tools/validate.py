@@ -53,7 +53,7 @@ def validate(arguments: Sequence[str], effort: Effort) -> Iterator[str]:
     findings = find_everywhere(inputs, num_workers=effort.num_workers or num_cores())
     path = str(inputs.records.path)
     if effort.is_json:
-        yield json.dumps(as_dict(findings, path=path)).replace("\x7f", "\\u007f")
+        yield json.dumps(as_dict(findings, path=path))
     else:
         yield from as_lines(findings, path=path)
     counters, rejected = findings.counters, rejected_places(findings)

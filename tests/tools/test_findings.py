@@ -83,6 +83,12 @@ def test_what_the_tokenizer_does_not_know_or_give_back_is_counted_over_the_messa
     }
 
 
+def test_records_without_a_sample_are_not_usable_and_their_messages_not_read_back(tmp_path: Path) -> None:
+    file = write(tmp_path / "d.json", asked("a question over the limit", "a"))
+    counters = found(file, encoder_of("yuan2", max_tokens=5)).counters
+    assert {name: count for name, count in counters.items() if count} == {"records": 1, "prompt_too_long": 1}
+
+
 def test_messages_that_spell_a_control_token_are_counted_once_each(tmp_path: Path) -> None:
     file = write(tmp_path / "d.json", asked("</s></s>", "<sep> </s>"), asked("<word>", "<Sep>"), asked("a", "<unk>"))
     findings = found(file, encoder_of("yuan2"))
@@ -119,10 +125,10 @@ def test_places_tell_reasons_and_are_the_first_ones(tmp_path: Path) -> None:
 
 def test_stretches_add_up_to_the_whole_file(tmp_path: Path) -> None:
     one: list[Any] = [asked("</s>", "a?"), [("robot", "x")], [("gpt", "x"), *asked("q", "long answer")]]
-    file = write(tmp_path / "d.json", *one * 5)
+    file = write(tmp_path / "d.json", *one * 7)
     encoder = encoder_of("yuan2", max_tokens=12)
     added = Findings()
-    for start in range(0, 15, 4):
-        added.add(found(file, encoder, stretch=range(start, min(start + 4, 15))))
+    for start in range(0, 21, 4):
+        added.add(found(file, encoder, stretch=range(start, min(start + 4, 21))))
     assert added == found(file, encoder)
     assert len(added.places["rejected_unknown_role"]) == PLACES_SHOWN

@@ -47,10 +47,10 @@ def test_the_defaults_are_those_of_training(named: list[str], conversations_file
 
 def test_a_recipe_comes_first_and_flags_win(named: list[str], tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(f"data_path: {named[3]}\nnum_data: 4\nmodel_max_length: 50\nlearning_rate: 1e-4\nbf16: true\n")
+    recipe.write_text(f"data_path: {named[3]}\nnum_data: 4\nmodel_max_length: 50\nbf16: true\nlazy_preprocess: true\n")
     inputs = read_inputs([str(recipe), *named[:2], "--num_data", "5"], verb="preview")
     assert (len(inputs.records), inputs.encoder.options.max_tokens) == (5, 50)
-    assert told.messages[0] == f"{recipe}: no effect on samples, so not read: learning_rate, bf16"
+    assert told.messages[0] == f"{recipe}: no effect on samples, so not read: bf16, lazy_preprocess"
 
 
 def test_a_flag_of_training_without_effect_on_samples_is_said(named: list[str], told: pytest.LogCaptureFixture) -> None:
