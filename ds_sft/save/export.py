@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_sft.contracts import Family
@@ -39,17 +40,9 @@ def export_model(
         max_shard_size: Largest weight file, for example `5GB`.
         is_writer: Whether this rank writes.
     """
-    tensors = stored_tensors(model)
-    plan = plan_shards(_as_written(tensors, dtype), max_shard_size=max_shard_size)
+    plan = write_weights(model, into=into, dtype=dtype, max_shard_size=max_shard_size, is_writer=is_writer)
     if not is_writer:
-        for _ in stream(tensors):
-            pass
         return
-    into.mkdir(parents=True, exist_ok=True)
-    with shard_writer(plan, into) as writer:
-        for name, tensor in stream(tensors):
-            writer.write(name, tensor)
-    _write_index(plan, into)
     content = json.loads(model.config.to_json_string(use_diff=True))
     # The path of the original and the trainer's cache switch are facts of this run, not of the checkpoint.
     content |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True, "_name_or_path": None}
@@ -60,6 +53,33 @@ def export_model(
         write_json(into / "generation_config.json", json.loads(model.generation_config.to_json_string()))
     _write_tokenizer(tokenizer, into)
     _write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters))
+
+
+def write_weights(model: nn.Module, *, into: Path, dtype: torch.dtype, max_shard_size: str, is_writer: bool) -> Plan:
+    """Write the weights alone; every rank must call this, one writes, and holds one whole weight at a time.
+
+    Args:
+        model: Partitioned by ZeRO-3 or not.
+        into: The folder; made when absent.
+        dtype: Floating-point weights are converted to it.
+        max_shard_size: Largest file, for example `5GB`.
+        is_writer: Whether this rank writes.
+
+    Returns:
+        What went where.
+    """
+    tensors = stored_tensors(model)
+    plan = plan_shards(_as_written(tensors, dtype), max_shard_size=max_shard_size)
+    if not is_writer:
+        for _ in stream(tensors):
+            pass
+        return plan
+    into.mkdir(parents=True, exist_ok=True)
+    with shard_writer(plan, into) as writer:
+        for name, tensor in stream(tensors):
+            writer.write(name, tensor)
+    _write_index(plan, into)
+    return plan
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> None:
