@@ -59,3 +59,7 @@ def test_what_a_family_cannot_do_is_said(told: pytest.LogCaptureFixture) -> None
         "split_example_loss: ignored, because flan_t5 has one loss only: on every answer",
         "layout: fastchat -> native, because flan_t5 has one layout only",
     ]
+
+
+def test_flags_that_a_family_ignores_do_not_contradict_each_other() -> None:
+    assert faults("flan_t5", layout="fastchat", split_example_loss=True) == []
