@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ds_sft.config.parse import build_training_arguments, parse
 from ds_sft.config.resolved import show_settings, write_settings
+from ds_sft.data.account import write_counters
 from ds_sft.data.datasets import load_datasets
 from ds_sft.data.draft import Encoder
 from ds_sft.families import family_of
@@ -59,6 +60,7 @@ def train(arguments: Sequence[str]) -> SftTrainer:
     if args.should_save:
         # As asked, not as fitted to this machine: the same recipe uses a GPU where there is one.
         write_settings(asked, into=settings.output_dir)
+        write_counters(train_dataset.account, eval_dataset.account if eval_dataset else None, into=settings.output_dir)
     result = trainer.train(resume_from_checkpoint=checkpoint_to_resume(settings))
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()

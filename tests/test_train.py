@@ -89,6 +89,34 @@ def test_the_resolved_settings_repeat_the_run(tiny_checkpoint: Path, conversatio
     assert second == first
 
 
+def test_samples_made_on_access_by_workers_give_the_losses_of_those_made_beforehand(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    flags = main_flags(tiny_checkpoint, conversations_file, tmp_path / "eager", max_steps=2)
+    lazy = main_flags(
+        tiny_checkpoint,
+        conversations_file,
+        tmp_path / "lazy",
+        max_steps=2,
+        lazy_preprocess=True,
+        dataloader_num_workers=2,
+    )
+    expected = run_ranks(train_and_log, flags, world_size=1)[0]
+    assert run_ranks(train_and_log, lazy, world_size=1)[0] == expected
+
+
+def test_the_folder_of_a_run_keeps_what_became_of_its_data(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    flags = main_flags(tiny_checkpoint, conversations_file, tmp_path, max_steps=1, num_data=5)
+    run_ranks(train_and_log, flags, world_size=1)
+    told = read_json(tmp_path / "data_counters.json")
+    assert list(told) == ["train"]
+    assert told["train"]["data"] == str(conversations_file)
+    assert told["train"]["counters"]["records"] == 5
+    assert told["train"]["counters"]["tokens_supervised"] > 0
+
+
 def test_the_deepspeed_config_is_kept_with_every_auto_replaced(
     tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
 ) -> None:
@@ -129,7 +157,8 @@ def test_evaluation_is_the_mean_over_all_supervised_tokens_on_two_ranks(
     data = DataArguments(data_path=str(held_out))
     samples = build_dataset(held_out, data=data, encoder=Encoder(family, tokenizer, LayoutOptions(2048)))
     model = reference_model(tiny_checkpoint, num_rows=len(tokenizer))
-    total, num_tokens = summed_loss(model, [samples[index] for index in range(len(samples))])
+    rows = [{name: ids.tolist() for name, ids in samples[index].items()} for index in range(len(samples))]
+    total, num_tokens = summed_loss(model, rows)
     assert found["eval_num_tokens"] == num_tokens
     assert found["eval_loss"] == pytest.approx(total.item() / num_tokens, abs=1e-5)
 
@@ -197,7 +226,9 @@ _HEAD, _NORM = "lm_head.weight", "decoder.final_layer_norm.weight"
 _RECORD = '{"id": "a", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}'
 MISTAKES = {
     "no data file": Mistake(66, ["data_path: file must exist, but", "nowhere.json"], {"data_path": "nowhere.json"}),
-    "broken JSON": Mistake(65, [f"record 2, byte {len(_RECORD) + 5}", "data.json"], data=f"[{_RECORD},\n {{x}}]"),
+    "broken JSON": Mistake(
+        65, ["record 2, line 2", f"byte {len(_RECORD) + 5}", "data.json"], data=f"[{_RECORD},\n {{x}}]"
+    ),
     "wrong type": Mistake(65, ["record 2", "conversations"], data=f'[{_RECORD}, {{"conversations": 3}}]'),
     "broken line": Mistake(65, ["line 2", f"byte {len(_RECORD) + 2}"], data=f"{_RECORD}\n{{x}}\n"),
     "empty file": Mistake(65, ["at least one conversation", "is empty"], data=""),

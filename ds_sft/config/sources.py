@@ -36,7 +36,7 @@ class DataArguments:
     lazy_preprocess: bool = field(default=False, metadata={"help": "Tokenise each sample when it is asked for."})
     num_data: int = field(default=-1, metadata={"help": "Train on the first so many conversations only; -1 for all."})
     preprocessed_path: str | None = field(
-        default=None, metadata={"help": "File for the tokenised samples: read where it exists, else written."}
+        default=None, metadata={"help": "File or folder for the tokenised samples, instead of the shared cache."}
     )
     strict_data: bool = field(default=False, metadata={"help": "Stop at the first rejected conversation."})
     last_response_loss: bool = field(default=False, metadata={"help": "Loss on the last answer only."})

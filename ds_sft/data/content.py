@@ -1,6 +1,7 @@
 """The bytes of a data file: mapped rather than read, unpacked first when compressed, mapped anew after pickling."""
 
 import gzip
+import hashlib
 import mmap
 import os
 import shutil
@@ -82,6 +83,26 @@ class Content:
     def __setstate__(self, state: tuple[Path, tuple[int, int]]) -> None:
         self.path, self._stamp = state
         self._mapped = None
+
+
+def digest(path: Path) -> str:
+    """Give the digest of a data file as it lies there: a compressed one is not unpacked.
+
+    Args:
+        path: The data file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        DataError: When it is no file, or is being written.
+    """
+    before = _stamp(path)
+    with _told_faults(path), path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if _stamp(path) != before:
+        raise _changed(path)
+    return found
 
 
 def _changed(path: Path) -> DataError:

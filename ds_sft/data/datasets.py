@@ -1,62 +1,95 @@
-"""The datasets: eager and lazy, with the same samples in the same order; what became of the data is counted."""
+"""The datasets: eager and lazy, with the same samples in the same order; neither grows a process with its data."""
 
-import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
+import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from ds_sft.config.arguments import DataArguments
-from ds_sft.contracts import IGNORE_INDEX, Draft, Example
-from ds_sft.data.draft import Drafts, Encoder, draft_samples, told
-from ds_sft.data.read import read_conversations
-from ds_sft.errors import DataError, SaveError
-from ds_sft.reporting import rank
+from ds_sft.config.sources import DataArguments
+from ds_sft.contracts import IGNORE_INDEX, Rejection
+from ds_sft.data.account import Account, refuse_useless, report
+from ds_sft.data.boundaries import Boundaries
+from ds_sft.data.content import Content
+from ds_sft.data.draft import Encoder, draft_conversation
+from ds_sft.data.prepare import prepare
+from ds_sft.data.read import RecordFile
+from ds_sft.data.samples import labels_of
+from ds_sft.data.table import Table
 
-log = logging.getLogger(__name__)
-
-Row = dict[str, Sequence[int]]
+Row = dict[str, npt.NDArray[np.int32]]
 """One sample: `input_ids` and `labels`."""
 
 
 class SupervisedDataset(Dataset[Row]):
-    """Samples that were tokenised beforehand.
+    """Samples that were tokenised beforehand, in a file that is mapped.
 
     Args:
-        examples: Ids and labels of every sample.
+        table: Of `SAMPLES`.
+        account: What became of the data.
     """
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, table: Table, account: Account) -> None:
         super().__init__()
-        self._examples = examples
+        self._table = table
+        self.account = account
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._table)
 
     def __getitem__(self, index: int) -> Row:
-        return _as_row(self._examples[index])
+        row = self._table.row(index)
+        target = row["target"]
+        source = row["source"] if len(row["source"]) else target
+        # Copies, because rows are views of a file that nobody may write to.
+        return {"input_ids": source.copy(), "labels": labels_of(target, row["runs"])}
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Give the number of tokens of each sample, source and target together, without reading any.
+
+        Returns:
+            The lengths, shape [samples].
+        """
+        return self._table.lengths("source") + self._table.lengths("target")
 
 
 class LazySupervisedDataset(Dataset[Row]):
-    """Samples that are tokenised when they are asked for.
+    """Samples that are read, laid out and tokenised when they are asked for.
 
     Args:
-        drafts: Every sample as segments.
-        encoder: Tokenises them.
+        table: Of `PLACES`.
+        account: What became of the data.
+        encoder: Family, tokenizer and layout, as when the table was made.
     """
 
-    def __init__(self, drafts: Sequence[Draft], encoder: Encoder) -> None:
+    def __init__(self, table: Table, account: Account, encoder: Encoder) -> None:
         super().__init__()
-        self._drafts = drafts
+        self._table = table
+        self._content = Content(account.data)
         self._encoder = encoder
+        self.account = account
 
     def __len__(self) -> int:
-        return len(self._drafts)
+        return len(self._table)
 
     def __getitem__(self, index: int) -> Row:
-        return _as_row(self._encoder.example(self._drafts[index]))
+        row = self._table.row(index)
+        boundaries = Boundaries(np.array([[row["start"], row["end"]]]), [int(row["number"])], self._table.note["unit"])
+        conversation = RecordFile(self._content, boundaries)[0]
+        outcome, _ = draft_conversation(conversation, self._encoder)
+        if isinstance(outcome, Rejection):
+            raise AssertionError(f"{conversation.place}: gave samples before, but not now: {outcome}")  # noqa: TRY004
+        example = self._encoder.example(outcome.drafts[row["nth"]])
+        return {"input_ids": np.array(example.input_ids, np.int32), "labels": np.array(example.labels, np.int32)}
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Give the number of characters of each sample: its tokens are not known yet, but go with them.
+
+        Returns:
+            The lengths, shape [samples].
+        """
+        return self._table.column("size").astype(np.int32)
 
 
 SampleDataset = SupervisedDataset | LazySupervisedDataset
@@ -67,32 +100,27 @@ def load_datasets(data: DataArguments, *, encoder: Encoder) -> tuple[SampleDatas
 
     Args:
         data: Which files, and how.
-        encoder: Family, tokenizer and limit.
+        encoder: Family, tokenizer and layout.
 
     Returns:
         The training samples, and the evaluation samples where a file is given.
     """
-    cache = Path(data.preprocessed_path).expanduser() if data.preprocessed_path else None
-    if cache is not None and cache.is_file():
-        train = _read_samples(cache, num_tokens=len(encoder.tokenizer))
-    else:
-        train = build_dataset(Path(data.data_path).expanduser(), data=data, encoder=encoder)
-        if cache is not None and rank() == 0:
-            _write_samples(train, cache)
+    train = build_dataset(Path(data.data_path), data=data, encoder=encoder)
     if not data.eval_data_path:
         return train, None
     # num_data makes a small training run; an evaluation must stay comparable.
     whole = replace(data, num_data=-1)
-    return train, build_dataset(Path(data.eval_data_path).expanduser(), data=whole, encoder=encoder)
+    return train, build_dataset(Path(data.eval_data_path), data=whole, encoder=encoder, role="eval")
 
 
-def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder) -> SampleDataset:
-    """Read a data file and make its dataset.
+def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder, role: str = "train") -> SampleDataset:
+    """Make the dataset of a data file.
 
     Args:
-        path: ShareGPT conversations.
-        data: How many of them, eager or lazy, strict or not.
-        encoder: Family, tokenizer and limit.
+        path: The data file.
+        data: How many of its records, eager or lazy, strict or not, where to keep what was tokenised.
+        encoder: Family, tokenizer and layout.
+        role: `train` or `eval`.
 
     Returns:
         The samples in file order.
@@ -100,55 +128,16 @@ def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder) -> Sampl
     Raises:
         DataError: When no conversation teaches a single token.
     """
-    conversations = read_conversations(path)
-    if not conversations:
-        raise DataError(f"{path}: must hold at least one conversation, but has {len(conversations)}; add some")
-    chosen = conversations[: data.num_data] if data.num_data >= 0 else conversations
-    drafts = draft_samples(chosen, encoder, is_strict=data.strict_data)
-    _report(path, drafts)
-    if not drafts.items:
-        raise DataError(
-            f"{path}: must hold at least one sample with an answer, but none of {len(chosen)} records gave one "
-            f"({told(drafts.counters)}); mend the records named above, or raise --model_max_length"
-        )
-    if data.lazy_preprocess:
-        return LazySupervisedDataset(drafts.items, encoder)
-    return SupervisedDataset([encoder.example(draft) for draft in drafts.items])
-
-
-def _read_samples(file: Path, *, num_tokens: int) -> SampleDataset:
-    try:
-        examples = msgspec.json.decode(file.read_bytes(), type=list[Example])
-    except msgspec.DecodeError as error:
-        raise DataError(f"{file}: preprocessed_path must hold samples, but: {error}; delete the file") from error
-    if not examples:
-        raise DataError(f"{file}: preprocessed_path must hold samples, but has {len(examples)}; delete the file")
-    for number, example in enumerate(examples, start=1):
-        ids = [*example.input_ids, *(label for label in example.labels if label != IGNORE_INDEX)]
-        if not example.input_ids or not example.labels or not 0 <= min(ids) <= max(ids) < num_tokens:
-            raise DataError(
-                f"{file}:sample {number}: must hold ids from 0 to {num_tokens - 1} on both sides, but does not; "
-                "delete the file"
-            )
-    log.warning("read %d samples from %s: data_path, num_data and model_max_length have no effect", len(examples), file)
-    return SupervisedDataset(examples)
-
-
-def _write_samples(samples: SampleDataset, file: Path) -> None:
-    part = file.with_name(f".{file.name}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(msgspec.json.encode([samples[index] for index in range(len(samples))]))
-        part.replace(file)
-    except OSError as error:
-        raise SaveError(f"preprocessed_path: must be writable, but {file}: {error}; name another file") from error
-
-
-def _as_row(example: Example) -> Row:
-    return {"input_ids": example.input_ids, "labels": example.labels}
-
-
-def _report(path: Path, drafts: Drafts) -> None:
-    log.info("%s: %s", path, told(drafts.counters))
-    for line in drafts.rejected:
-        log.warning("rejected %s", line)
+    file = path.expanduser()
+    table = prepare(file, role=role, data=data, encoder=encoder)
+    note = table.note
+    mode = encoder.options.loss_mode if encoder.family.loss_modes else "pairs"
+    account = Account(file, mode, table.file, note["counters"], tuple(note["rejected"]))
+    report(account)
+    dataset = (
+        LazySupervisedDataset(table, account, encoder) if data.lazy_preprocess else SupervisedDataset(table, account)
+    )
+    # Nearly always the first sample tells.
+    if not any((row["labels"] != IGNORE_INDEX).any() for row in map(dataset.__getitem__, range(len(dataset)))):
+        refuse_useless(account)
+    return dataset

@@ -1,19 +1,54 @@
-"""From conversations to samples as segments, with a count of everything that was dropped: no torch."""
+"""From a conversation to samples as segments, with a count of everything that was dropped: no torch."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ds_sft.contracts import Conversation, Draft, Example, Family, Layout, LayoutOptions, Rejection, Segment
+from ds_sft.contracts import Conversation, Draft, EncodeText, Example, Family, Layout, LayoutOptions, Rejection, Segment
 from ds_sft.data.encode import count_tokens, encode, encode_stretches
 from ds_sft.data.normalise import normalise
-from ds_sft.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PLACES_SHOWN = 10
+_TEXTS_REMEMBERED = 128
+_TOKENS_PER_ASCII_BYTE = 2
+_TOKENS_PER_OTHER_BYTE = 7
+_TOKENS_BESIDE_TEXT = 2
+
+
+class RecentTexts:
+    """Remembers the ids of the last texts: what was measured to lay out a dialogue is encoded next.
+
+    Args:
+        encode_text: The family's way to ids.
+    """
+
+    def __init__(self, encode_text: EncodeText) -> None:
+        self._encode_text = encode_text
+        self._ids: dict[tuple[str, bool], list[int]] = {}
+        self.num_encoded = 0
+
+    def __call__(self, tokenizer: "PreTrainedTokenizerBase", text: str, *, is_continued: bool) -> list[int]:
+        """Give the ids of a stretch of text.
+
+        Args:
+            tokenizer: Always the same one.
+            text: Any text.
+            is_continued: Whether other text of the same sequence stands right before it.
+
+        Returns:
+            The ids, to be left as they are.
+        """
+        known = self._ids.get((text, is_continued))
+        if known is not None:
+            return known
+        if len(self._ids) == _TEXTS_REMEMBERED:
+            del self._ids[next(iter(self._ids))]
+        self.num_encoded += 1
+        ids = self._ids[text, is_continued] = self._encode_text(tokenizer, text, is_continued=is_continued)
+        return ids
 
 
 @dataclass(frozen=True)
@@ -22,13 +57,17 @@ class Encoder:
 
     Args:
         family: The card.
-        tokenizer: From the card's `load_tokenizer`.
+        tokenizer: From the card's `load_tokenizer`; it must not change any more.
         options: Limit and loss mode.
     """
 
     family: Family
     tokenizer: "PreTrainedTokenizerBase"
     options: LayoutOptions
+    texts: RecentTexts = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", RecentTexts(self.family.encode_text))
 
     def count_tokens(self, segments: Sequence[Segment]) -> int:
         """Count the tokens of some segments.
@@ -39,7 +78,19 @@ class Encoder:
         Returns:
             Their number, control tokens included.
         """
-        return count_tokens(segments, tokenizer=self.tokenizer, encode_text=self.family.encode_text)
+        return count_tokens(segments, tokenizer=self.tokenizer, encode_text=self.texts)
+
+    def measure(self, segments: Sequence[Segment]) -> int:
+        """Count the tokens of some segments, unless it is clear without tokenising that the limit is out of reach.
+
+        Args:
+            segments: One sequence, in order.
+
+        Returns:
+            Their number; or a number that is not below it, but below the limit.
+        """
+        most = most_tokens(segments)
+        return most if most < self.options.max_tokens else self.count_tokens(segments)
 
     def stretches(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, list[int]]]:
         """Give what some segments become, stretch by stretch.
@@ -50,7 +101,7 @@ class Encoder:
         Returns:
             Each stretch of text that is encoded as one, or control token, with its ids.
         """
-        return encode_stretches(segments, tokenizer=self.tokenizer, encode_text=self.family.encode_text)
+        return encode_stretches(segments, tokenizer=self.tokenizer, encode_text=self.texts)
 
     def example(self, draft: Draft) -> Example:
         """Tokenise one sample.
@@ -61,55 +112,29 @@ class Encoder:
         Returns:
             Ids and labels.
         """
-        return encode(
-            draft, tokenizer=self.tokenizer, encode_text=self.family.encode_text, max_tokens=self.options.max_tokens
-        )
+        return encode(draft, tokenizer=self.tokenizer, encode_text=self.texts, max_tokens=self.options.max_tokens)
 
 
-@dataclass
-class Drafts:
-    """The samples of a data file before tokenisation, and what happened on the way.
+def most_tokens(segments: Sequence[Segment]) -> int:
+    """Give a number that the tokens of some segments never exceed, without looking at more than their lengths.
 
-    Args:
-        items: In file order.
-        counters: `records`, `samples`, `rejected_<reason>` and the counters of normalisation and layout.
-        rejected: Place and reason of the first rejected records.
-    """
-
-    items: list[Draft] = field(default_factory=list)
-    counters: Counter[str] = field(default_factory=Counter)
-    rejected: list[str] = field(default_factory=list)
-
-
-def draft_samples(conversations: Sequence[Conversation], encoder: Encoder, *, is_strict: bool) -> Drafts:
-    """Turn conversations into samples and count what became of them.
+    A SentencePiece token stands for at least one byte or character of the normalised text. In front of each word there
+    may be one more for the space, and compatibility forms may become longer: one Arabic ligature of 3 bytes is 18
+    characters in 4 words.
 
     Args:
-        conversations: As read.
-        encoder: Family, tokenizer and limit.
-        is_strict: Stop at the first rejected conversation.
+        segments: One sequence, in order.
 
     Returns:
-        The samples before tokenisation.
-
-    Raises:
-        DataError: At the first rejected conversation, when strict.
+        An upper bound of their number of tokens, for any SentencePiece model.
     """
-    drafts = Drafts(counters=Counter(records=len(conversations)))
-    for conversation in conversations:
-        outcome, counters = draft_conversation(conversation, encoder)
-        drafts.counters += counters
-        if isinstance(outcome, Layout):
-            drafts.items += outcome.drafts
-            continue
-        if is_strict:
-            raise DataError(
-                f"{conversation.place}: must be usable, but: {told_rejection(outcome)}; mend it or drop --strict_data"
-            )
-        if len(drafts.rejected) < _PLACES_SHOWN:
-            drafts.rejected.append(f"{conversation.place}: {told_rejection(outcome)}")
-    drafts.counters["samples"] = len(drafts.items)
-    return drafts
+    return sum(_most_tokens(segment.text) if segment.kind == "text" else 1 for segment in segments)
+
+
+def _most_tokens(text: str) -> int:
+    if text.isascii():
+        return _TOKENS_BESIDE_TEXT + _TOKENS_PER_ASCII_BYTE * len(text)
+    return _TOKENS_BESIDE_TEXT + _TOKENS_PER_OTHER_BYTE * len(text.encode(errors="surrogatepass"))
 
 
 def draft_conversation(conversation: Conversation, encoder: Encoder) -> tuple[Layout | Rejection, Counter[str]]:
@@ -125,7 +150,7 @@ def draft_conversation(conversation: Conversation, encoder: Encoder) -> tuple[La
     dialogue, counters = normalise(conversation)
     if isinstance(dialogue, Rejection):
         return dialogue, counters + Counter({f"rejected_{dialogue.reason}": 1})
-    layout = encoder.family.lay_out(dialogue, encoder.options, encoder.count_tokens)
+    layout = encoder.family.lay_out(dialogue, encoder.options, encoder.measure)
     return layout, counters + layout.counters
 
 

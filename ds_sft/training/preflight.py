@@ -152,9 +152,7 @@ def _resume_faults(settings: Settings) -> Iterator[DsSftError]:
 
 
 def _file_faults(settings: Settings) -> Iterator[DsSftError]:
-    samples = settings.data.preprocessed_path
-    is_read = samples and Path(samples).expanduser().is_file()
-    files = {"data_path": None if is_read else settings.data.data_path, "eval_data_path": settings.data.eval_data_path}
+    files = {"data_path": settings.data.data_path, "eval_data_path": settings.data.eval_data_path}
     for name, path in files.items():
         if path and not Path(path).expanduser().exists():
             yield MissingInputError(f"{name}: file must exist, but {path} does not; check the path")

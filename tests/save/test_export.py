@@ -74,7 +74,7 @@ def _one_step_by_hand(
     tokenizer = family.load_tokenizer(checkpoint)
     data = DataArguments(data_path=str(conversations), num_data=NUM_SAMPLES)
     samples = build_dataset(conversations, data=data, encoder=Encoder(family, tokenizer, LayoutOptions(2048)))
-    rows = [samples[index] for index in range(len(samples))]
+    rows = [{name: ids.tolist() for name, ids in samples[index].items()} for index in range(len(samples))]
     model = reference_model(checkpoint, num_rows=len(tokenizer))
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     total, num_tokens = summed_loss(model, rows)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ds_sft.contracts import IGNORE_INDEX, Family, LayoutOptions
-from ds_sft.data.draft import Encoder, draft_samples
+from ds_sft.contracts import IGNORE_INDEX, Family, Layout, LayoutOptions
+from ds_sft.data.draft import Encoder, draft_conversation
 from ds_sft.data.read import open_records
 from ds_sft.families import family_named
 from ds_sft.tools.findings import PLACES_SHOWN, Findings, control_tokens, find
@@ -61,8 +61,9 @@ def test_the_counts_are_those_of_the_samples_of_training(
     card: Family = family_named(family)
     tokenizer = card.load_tokenizer(request.getfixturevalue(folder))
     encoder = Encoder(card, tokenizer, LayoutOptions(max_tokens=120, loss_mode="last_response"))
-    drafts = draft_samples(open_records(conversations_file), encoder, is_strict=False).items
-    examples = [encoder.example(draft) for draft in drafts]
+    outcomes = [draft_conversation(one, encoder)[0] for one in open_records(conversations_file)]
+    layouts = [outcome for outcome in outcomes if isinstance(outcome, Layout)]
+    examples = [encoder.example(draft) for layout in layouts for draft in layout.drafts]
     counters = found(conversations_file, encoder).counters
     assert counters["samples"] == len(examples) > 0
     assert counters["tokens_supervised"] == sum(label != IGNORE_INDEX for one in examples for label in one.labels)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from ds_sft.contracts import IGNORE_INDEX, LayoutOptions
-from ds_sft.data.draft import Encoder, draft_samples
+from ds_sft.contracts import IGNORE_INDEX, Layout, LayoutOptions
+from ds_sft.data.draft import Encoder, draft_conversation
 from ds_sft.data.read import open_records, texts_of
 from ds_sft.errors import DataError
 from ds_sft.families import family_named
@@ -82,7 +82,9 @@ def test_an_object_of_a_pair_holds_ids_labels_and_segments_of_both_sides(
 ) -> None:
     family = family_named("flan_t5")
     encoder = Encoder(family, family.load_tokenizer(tiny_checkpoint), LayoutOptions(max_tokens=2048))
-    (draft,) = draft_samples(open_records(conversations_file)[:1], encoder, is_strict=False).items
+    layout, _ = draft_conversation(open_records(conversations_file)[0], encoder)
+    assert isinstance(layout, Layout)
+    (draft,) = layout.drafts
     expected = encoder.example(draft)
     first, counters = objects(flags(tiny_checkpoint, conversations_file), replace(ALL, num=1))
     assert first == {

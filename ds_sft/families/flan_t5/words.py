@@ -14,6 +14,7 @@ _PARTS_REMEMBERED = 1 << 16
 _CONTROL_START = re.compile(r"<(?=/s>|pad>|unk>|extra_id_\d+>)")
 """The first character of text that spells a control token of the SentencePiece model."""
 _CONTROL = re.compile(r"</s>|<pad>|<extra_id_\d+>")
+_LOOKALIKE = re.compile("[\ufe64\uff1c]")
 _BEHIND_LOOKALIKE = re.compile("(?<=[\ufe64\uff1c])")
 """T5's normaliser makes `<` of these two characters, and so `</s>` of its full-width form."""
 
@@ -104,6 +105,8 @@ def _cut_at_controls(text: str) -> list[str]:
 
     Looking for no special token is not enough: the Rust Unigram model holds `</s>` as an ordinary piece.
     """
+    if "<" not in text:
+        return [text]
     ends = [*(found.end() for found in _CONTROL_START.finditer(text)), len(text)]
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -111,7 +114,8 @@ def _cut_at_controls(text: str) -> list[str]:
 def _ids(backend: Tokenizer, text: str) -> list[int]:
     """Encode text without `<` in front of a control token's rest; only full-width forms can still become one."""
     encoded = backend.encode(text, add_special_tokens=False)
+    if not _LOOKALIKE.search(text) or not any(_CONTROL.fullmatch(token) for token in encoded.tokens):
+        ids: list[int] = encoded.ids
+        return ids
     pieces = _BEHIND_LOOKALIKE.split(text)
-    if len(pieces) == 1 or not any(_CONTROL.fullmatch(token) for token in encoded.tokens):
-        return list(encoded.ids)
     return [one for piece in pieces for one in backend.encode(piece, add_special_tokens=False).ids]
