@@ -48,7 +48,7 @@ def lay_out(dialogue: Dialogue, options: LayoutOptions, measure: Measure) -> Lay
     """
     layout, max_tokens = Layout(), options.max_tokens
     header = Segment("text", (dialogue.system or DEFAULT_SYSTEM) + "\n\n")
-    told = [_history(exchange) for exchange in dialogue.exchanges]
+    told = [history_of(exchange) for exchange in dialogue.exchanges]
     costs = [measure([segment]) for segment in told]
     for index, exchange in enumerate(dialogue.exchanges):
         question = Segment("text", f"### Human: {exchange.question}\n### Assistant: ")
@@ -64,7 +64,15 @@ def lay_out(dialogue: Dialogue, options: LayoutOptions, measure: Measure) -> Lay
     return layout
 
 
-def _history(exchange: Exchange) -> Segment:
+def history_of(exchange: Exchange) -> Segment:
+    """Tell an exchange that lies behind.
+
+    Args:
+        exchange: Question and answer.
+
+    Returns:
+        The text that stands before a later question.
+    """
     return Segment("text", f"### Human: {exchange.question}\n### Assistant: {exchange.answer}\n")
 
 
