@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import IGNORE_INDEX, Family
+from ds_sft.data.batching import EpochOrder, group_by_length_order
 from ds_sft.data.collate import Batch, DataCollatorForCausalDataset, DataCollatorForSupervisedDataset
 from ds_sft.errors import ModelError
 from ds_sft.model.loss import token_losses, token_mean_loss
@@ -93,6 +94,21 @@ class SftTrainer(Trainer):
             tokens = tokens + supervised
         self._token_counts += torch.stack([tokens, supervised]).to(self._token_counts.device)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Group by length so that no rank always gets the longest samples, from lengths that are known.
+
+        transformers' own sampler sorts each group downwards, so that rank zero gets the longer part of every batch,
+        draws from torch's global generator, and reads every sample to learn its length.
+        """
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        samples: Any = train_dataset or self.train_dataset
+        lengths = samples.lengths()
+        size = self.args.train_batch_size * self.args.world_size
+        order = partial(group_by_length_order, lengths, batch_size=size, seed=self.args.seed)
+        # A whole number at the beginning of an epoch, and above it where a resumed one goes on.
+        return EpochOrder(lambda: order(epoch=int((self.state.epoch or 0.0) + 1e-6)), num_samples=len(lengths))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add throughput over all ranks; every rank comes here at a logging step, so it may be summed.

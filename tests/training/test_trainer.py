@@ -113,3 +113,22 @@ def test_a_resumed_run_goes_on_with_the_losses_of_the_uninterrupted_one(
     resumed = run_ranks(train_and_log, resuming, world_size=world_size)[0]
     assert resumed.losses == whole.losses
     assert resumed.grad_norms == whole.grad_norms
+
+
+GROUPED = {"group_by_length": True, "num_data": 10, "max_steps": 9}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_grouped_order_goes_on_where_it_was_in_the_middle_of_the_second_epoch(
+    world_size: int, tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    size = 2 // world_size  # 5 steps or more an epoch; the checkpoint lies in the second
+    changes: dict[str, Any] = {"per_device_train_batch_size": size, **GROUPED}
+    first, second = (
+        main_flags(tiny_checkpoint, conversations_file, tmp_path / name, **changes) for name in ("first", "second")
+    )
+    whole = run_ranks(train_and_log, [*first, "--save_strategy", "steps", "--save_steps", "8"], world_size=world_size)
+    resuming = [*second, "--resume_from_checkpoint", str(tmp_path / "first" / "checkpoint-8")]
+    resumed = run_ranks(train_and_log, resuming, world_size=world_size)
+    assert resumed[0].losses == whole[0].losses
+    assert len(set(whole[0].losses)) == 9
