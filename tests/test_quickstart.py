@@ -35,7 +35,8 @@ def test_two_steps_go_through_every_part_and_a_model_that_learnt_nothing_is_told
 
 
 @pytest.mark.slow
-def test_the_quick_start_repeats_at_least_seven_of_eight_answers(tmp_path: Path) -> None:
-    done = _quickstart(tmp_path)
+@pytest.mark.parametrize("family", ["flan_t5", "yuan2"])
+def test_the_quick_start_repeats_at_least_seven_of_eight_answers(family: str, tmp_path: Path) -> None:
+    done = _quickstart(tmp_path, family)
     assert done.returncode == 0, done.stdout + done.stderr
     assert any(f"{count} of 8 answers are exact" in done.stdout for count in (7, 8))

@@ -31,7 +31,11 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on."""
 
-    data_path: str = field(metadata={"help": "ShareGPT conversations: a JSON array or one JSON object a line."})
+    data_path: str = field(
+        metadata={
+            "help": "Conversations: a JSON array or JSONL of ShareGPT, messages or Alpaca records; .gz, .zst too."
+        }
+    )
     eval_data_path: str | None = field(default=None, metadata={"help": "Conversations to evaluate on, same format."})
     lazy_preprocess: bool = field(default=False, metadata={"help": "Tokenise each sample when it is asked for."})
     num_data: int = field(default=-1, metadata={"help": "Train on the first so many conversations only; -1 for all."})
