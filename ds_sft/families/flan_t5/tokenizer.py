@@ -1,6 +1,5 @@
 """Flan-T5's tokenizer with the ten tokens that make code survive, and an exact way back to text."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders
@@ -61,24 +60,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # Not normalised: T5's normaliser turns newline and tab into a space, and three tokens would collide.
     loaded.add_tokens([AddedToken(token, normalized=False) for token in OTHER_TOKENS])
     return _with_exact_decoder(loaded)
-
-
-def count_losses(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> tuple[int, int]:
-    """Count what encoding lost.
-
-    T5 has no piece for most scripts, and its normaliser makes spaces of all white space, which then fall between words.
-
-    Args:
-        tokenizer: From `load_tokenizer`.
-        text: What was encoded.
-        ids: What it became.
-
-    Returns:
-        The number of unknown tokens, and of white space characters that decoding does not give back.
-    """
-    decoded = str(tokenizer.decode(list(ids)))
-    lost = sum(map(str.isspace, text)) - sum(map(str.isspace, decoded))
-    return sum(one == tokenizer.unk_token_id for one in ids), max(lost, 0)
 
 
 def _with_exact_decoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -220,22 +220,6 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, is_continued: 
     return tokenizer.encode_literal(text, is_continued=is_continued)
 
 
-def count_losses(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> tuple[int, int]:
-    """Count what encoding lost.
-
-    Args:
-        tokenizer: From `load_tokenizer`.
-        text: What was encoded.
-        ids: What it became.
-
-    Returns:
-        The number of unknown tokens, and of white space characters that decoding does not give back.
-    """
-    decoded = str(tokenizer.decode(list(ids)))
-    lost = sum(map(str.isspace, text)) - sum(map(str.isspace, decoded))
-    return sum(one == tokenizer.unk_token_id for one in ids), max(lost, 0)
-
-
 def register(auto: ModuleType) -> None:
     """Let `AutoTokenizer` read Yuan2 folders with our class, also those that name a class of transformers.
 

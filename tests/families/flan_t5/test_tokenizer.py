@@ -18,7 +18,7 @@ from ds_sft.data.read import read_conversations
 from ds_sft.errors import MissingInputError, ModelError
 from ds_sft.families.flan_t5.template import lay_out
 from ds_sft.families.flan_t5.tiny import write_tiny_checkpoint
-from ds_sft.families.flan_t5.tokenizer import count_losses, encode_text, load_tokenizer
+from ds_sft.families.flan_t5.tokenizer import encode_text, load_tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "conversations"
 REAL = Path(__file__).parents[4] / "shared" / "fixtures" / "tokenizers" / "t5"
@@ -268,18 +268,5 @@ def test_the_added_tokens_have_the_ids_of_fastchats_checkpoints(real: PreTrained
 
 
 @pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u2003", "\u2009", "\u2028", "\r", "\x0b"])
-def test_white_space_that_vanishes_is_counted(tokenizer: PreTrainedTokenizerBase, space: str) -> None:
-    text = f"a{space}b {space}\n\tc"
-    ids = encode_text(tokenizer, text)
-    assert tokenizer.decode(ids) == "ab \n\tc"
-    assert count_losses(tokenizer, text, ids) == (0, 2)
-
-
-def test_unknown_tokens_are_counted(tiny: PreTrainedTokenizerBase) -> None:
-    text = "a ☃ b ☃"
-    assert count_losses(tiny, text, encode_text(tiny, text)) == (2, 0)
-
-
-def test_nothing_is_lost_of_text_that_the_pieces_cover(tiny: PreTrainedTokenizerBase) -> None:
-    text = "if a < b:\n\treturn {a}"
-    assert count_losses(tiny, text, encode_text(tiny, text)) == (0, 0)
+def test_white_space_but_space_newline_and_tab_vanishes(tokenizer: PreTrainedTokenizerBase, space: str) -> None:
+    assert tokenizer.decode(encode_text(tokenizer, f"a{space}b {space}\n\tc")) == "ab \n\tc"
