@@ -24,8 +24,9 @@ class Account:
         data: The data file.
         mode: How answers became samples: the loss mode, or `pairs` for families with one way only.
         cache: Where the samples are kept, or the places of those that are made on access.
-        counters: `records`, `rejected_<reason>`, `samples`, `tokens_total`, `tokens_supervised` (both sides of a sample
-            together), `tokens_truncated`, and what was merged or dropped; samples made on access have no `tokens_*`.
+        counters: `records`, `rejected_<reason>`, `samples`, `tokens_total` (both sides of a sample together),
+            `tokens_supervised`, `tokens_truncated`, and what was merged or dropped. Samples made on access have no
+            `tokens_*`, but `measured_records`: how many had to be tokenised to know their samples.
         rejected: Place and reason of the first rejected records, without the name of the file.
     """
 

@@ -1,5 +1,6 @@
 """Eager and lazy give the same samples, from one process or many, from data or cache; memory does not grow."""
 
+import gzip
 import json
 import logging
 import pickle
@@ -128,6 +129,13 @@ def test_several_processes_give_the_samples_and_counters_of_one(
     assert list(counters(together).items()) == list(counters(alone).items())
     assert together.account.rejected == alone.account.rejected
     assert len(together.account.rejected) == 3
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_a_compressed_file_gives_the_samples_of_its_content(tmp_path: Path, encoder: Encoder, is_lazy: bool) -> None:
+    packed = tmp_path / "conversations.json.gz"
+    packed.write_bytes(gzip.compress(GOLDEN.read_bytes()))
+    assert rows(build(packed, encoder, lazy_preprocess=is_lazy)) == rows(build(GOLDEN, encoder))
 
 
 def test_a_sample_holds_the_ids_of_question_and_answer(tmp_path: Path, encoder: Encoder) -> None:
