@@ -23,7 +23,7 @@ from ds_sft.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_BYTES_OF_ONE_PROCESS = 32 << 20
+_BYTES_OF_ONE_PROCESS = 8 << 20
 """Below this, starting other processes takes longer than doing their work."""
 _SECONDS_BETWEEN_LINES = 5.0
 _MEBIBYTE = 1 << 20
