@@ -51,7 +51,24 @@ def find_model_folder(name_or_path: str, *, cache_dir: str | None) -> ModelFolde
         raise MissingInputError(
             f"model_name_or_path: folder must hold config.json, but {path} does not; name the folder of a checkpoint"
         )
+    refuse_links_out(path)
     return ModelFolder(path, read_json(file))
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse links that lead out of a model folder; the hub's own cache links snapshots to blobs beside them.
+
+    Args:
+        folder: Of a checkpoint.
+
+    Raises:
+        ModelError: At the first such link.
+    """
+    home = folder.resolve()
+    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    for file in sorted(folder.iterdir()):
+        if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in allowed):
+            raise ModelError(f"{file}: must lie in its folder, but is a link to {file.resolve()}; copy the file there")
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _config(folder: ModelFolder, kind: type[PreTrainedModel], content: dict[str,
         raise AssertionError(f"{kind.__name__} has no config class")
     try:
         return kind.config_class.from_dict(content)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{folder.path / 'config.json'}: must describe a model, but: {reason}; restore the file"
@@ -85,7 +85,7 @@ def _empty_model(folder: ModelFolder, kind: type[PreTrainedModel], config: PreTr
     try:
         with torch.device("meta"):
             return kind(config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{folder.path / 'config.json'}: must describe a model, but: {reason}; restore the file"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from ds_sft.errors import DsSftError, ModelError, raise_together
-from ds_sft.model.folder import read_json
+from ds_sft.model.folder import read_json, refuse_links_out
 
 Shapes = Mapping[str, tuple[int, ...]]
 _BROKEN_PICKLE = (
@@ -86,11 +86,19 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: When an index is broken, or a file lies elsewhere.
     """
+    refuse_links_out(folder)
+    config = folder / "config.json"
+    named = read_json(config).get("transformers_weights") if config.is_file() else None
+    if named is not None:
+        raise ModelError(
+            f"{config}: transformers_weights must not be there, but names {named!r} instead of the usual files; "
+            "remove it"
+        )
     for name in (_SAFE, _PICKLED):
         single, index = folder / name, folder / f"{name}.index.json"
         if single.is_file() or index.is_file():
             names = [name] if single.is_file() else _indexed(index)
-            return [_inside(folder, name) for name in names]
+            return [folder / name for name in names]
     return []
 
 
@@ -106,6 +114,7 @@ def refuse_loading_faults(found: Mapping[str, Any], *, where: str) -> None:
     """
     raise_together([_fault(where, name, "be stored") for name in sorted(found["missing_keys"])])
     raise_together([_fault(where, name, "belong to the model") for name in sorted(found["unexpected_keys"])])
+    raise_together([_fault(where, str(name), "have the model's shape") for name in found["mismatched_keys"]])
 
 
 def weight_faults(empty: PreTrainedModel, shapes: Shapes, *, where: str) -> list[DsSftError]:
@@ -150,16 +159,6 @@ def _indexed(index: Path) -> list[str]:
         if Path(name).name != name or name in (".", ".."):
             raise ModelError(f"{index}: weight_map must name files of this folder, but names {name!r}; mend it")
     return sorted(set(names.values()))
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Refuse a link that leads out of the folder; the hub's own cache links snapshots to blobs beside them."""
-    file, home = folder / name, folder.resolve()
-    allowed = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
-    target = file.resolve()
-    if not any(target.is_relative_to(place) for place in allowed):
-        raise ModelError(f"{file}: must lie in its folder, but is a link to {target}; copy the file there")
-    return file
 
 
 def _pickled(file: Path, *, location: str) -> dict[str, torch.Tensor]:

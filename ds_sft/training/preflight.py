@@ -52,6 +52,7 @@ _REFUSED = {
     "neftune_noise_alpha": "its hook sits on a layer that no family calls; leave it out",
     "use_liger_kernel": "the loss is ours here; leave it out",
 }
+_ON_CPU = ("sdpa", "eager")
 _BEST_METRICS = ("loss", "eval_loss")
 
 
@@ -190,6 +191,11 @@ def _model_faults(settings: Settings, family: Family, folder: ModelFolder) -> It
     if asked not in family.attentions:
         known = ", ".join(family.attentions)
         yield ConfigError(f"attn_implementation: {family.name} must have one of {known}, but is {asked!r}; choose one")
+    elif asked not in _ON_CPU and settings.training["use_cpu"]:
+        yield ConfigError(
+            f"attn_implementation: must be {' or '.join(_ON_CPU)} on a CPU, but is {asked!r}, whose backward pass "
+            "needs a GPU; choose one"
+        )
 
 
 def _precision_faults(settings: Settings, family: Family) -> Iterator[DsSftError]:

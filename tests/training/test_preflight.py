@@ -307,6 +307,14 @@ def test_an_attention_that_the_family_does_not_have_is_refused(settings: Setting
     )
 
 
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+def test_an_attention_that_trains_on_gpus_only_is_refused_on_a_cpu(settings: Settings, attention: str) -> None:
+    given = replace(settings, model=replace(settings.model, attn_implementation=attention))
+    told = fault(training(given, use_cpu=True), family=YUAN2)
+    assert told.startswith(f"attn_implementation: must be sdpa or eager on a CPU, but is {attention!r}")
+    check(training(given, use_cpu=False), family=YUAN2, folder=FOLDER, world_size=1)
+
+
 @pytest.mark.parametrize("mode", ["last_response", "split_example"])
 def test_fastchats_layout_goes_with_the_efficient_loss_only(settings: Settings, mode: str) -> None:
     given = data(settings, layout="fastchat", **{f"{mode}_loss": True})

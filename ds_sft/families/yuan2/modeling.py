@@ -49,7 +49,7 @@ def published_config(model: PreTrainedModel, config: dict[str, Any]) -> dict[str
         The same with every field of the shape and the official class name.
     """
     shape = {name: value for name, value in model.config.to_dict().items() if name in _SHAPE}
-    # Trainer puts the tokenizer's ids into the config; what was trained with is the checkpoint's own.
-    shape |= {"pad_token_id": model.get_input_embeddings().padding_idx, "bos_token_id": model.config.eos_token_id}
+    # Trainer puts the tokenizer's id into the config; what was trained with is the checkpoint's own.
+    shape["pad_token_id"] = model.get_input_embeddings().padding_idx
     kept = {name: value for name, value in config.items() if name not in ("auto_map", "tokenizer_class")}
     return kept | shape | {"architectures": ["YuanForCausalLM"]}

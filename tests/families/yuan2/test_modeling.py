@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / name, path)
     canary = f"import pathlib; pathlib.Path({str(tmp_path / 'canary')!r}).touch()"
-    for name in ("configuration_yuan.py", "yuan_hf_model.py"):
+    (path / "custom_generate").mkdir()
+    for name in ("configuration_yuan.py", "yuan_hf_model.py", "custom_generate/generate.py"):
         (path / name).write_text(canary)
     return path
 
@@ -92,6 +93,25 @@ def test_even_trust_remote_code_runs_no_code_of_the_folder(folder: Path, tmp_pat
     model = Yuan2ForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(model) is Yuan2ForCausalLM
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_list_of_ends_and_a_beginning_of_its_own_stay_as_they_are(folder: Path) -> None:
+    edit_config(folder, eos_token_id=[5, 3], bos_token_id=1)
+    model = load(folder)
+    published = published_config(model, json.loads(model.config.to_json_string(use_diff=True)))
+    assert (published["eos_token_id"], published["bos_token_id"]) == ([5, 3], 1)
+    (folder / "config.json").write_text(json.dumps(published))
+    assert load(folder).config.bos_token_id == 1
+
+
+def test_keys_that_the_config_computes_are_accepted(folder: Path) -> None:
+    edit_config(folder, head_dim=16, layer_types=["full_attention"] * 3, number_of_conv_states=1)
+    model = load(folder)
+    assert (model.config.head_dim, model.config.layer_types, model.config.number_of_conv_states) == (
+        16,
+        ["hybrid"] * 3,
+        2,
+    )
 
 
 def test_the_decoder_alone_is_read_by_its_auto_class(folder: Path) -> None:
@@ -182,6 +202,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
             ),
         ),
         r"weight_map must name files of this folder, but names '../model.safetensors'",
+    ),
+    "weights under a name of the config's": (
+        lambda folder: edit_config(folder, transformers_weights="other.safetensors"),
+        "transformers_weights must not be there, but names 'other.safetensors'",
+    ),
+    "link of another file out of the folder": (
+        lambda folder: (folder / "other.bin").symlink_to(GOLDEN / "config.json"),
+        "other.bin: must lie in its folder, but is a link",
+    ),
+    "kernel of somebody else": (
+        lambda folder: edit_config(folder, attn_implementation="evil/kernel"),
+        "must not name a kernel to fetch",
     ),
     "link out of the folder": (
         link_away,

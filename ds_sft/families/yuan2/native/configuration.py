@@ -40,6 +40,16 @@ class Yuan2Config(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transfo
     tie_word_embeddings: bool = True
     rope_parameters: dict[str, Any] | None = None
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take over keys without a field, but for those that are computed here.
+
+        Args:
+            **kwargs: What else the file says.
+        """
+        for derived in ("head_dim", "layer_types", "number_of_conv_states"):
+            kwargs.pop(derived, None)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+
     @property
     def head_dim(self) -> int:
         """Width of one head."""

@@ -14,6 +14,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
+from ds_sft.families.yuan2.native.rotary import DEPENDS_ON_LENGTH
 
 _MASKED = ("eager", "sdpa", "flex_attention")
 _NUM_MASK_DIMENSIONS = 2
@@ -112,8 +113,11 @@ def view_of_rows(
         full = create_causal_mask(
             config=config, inputs_embeds=states, attention_mask=padding, past_key_values=cache, position_ids=None
         )
+    counted = _counted_positions(num_tokens, padding, cache, states.device)
     if position_ids is None:
-        position_ids = _counted_positions(num_tokens, padding, cache, states.device)
+        position_ids = counted
+    elif not isinstance(attention_mask, dict):
+        _refuse_other_beginning(position_ids, counted, padding, cache)
     new = None if padding is None else padding[:, -num_tokens:].bool()
     _refuse_restarts(position_ids, new)
     has_padding = new is not None and (is_tracing(new) or not bool(new.all()))
@@ -148,6 +152,11 @@ def _padding(attention_mask: Any) -> torch.Tensor | None:
             f"attention_mask: must have shape [B, tokens], but has {shape}: the filter needs to know which tokens are "
             "neighbours; give document_ids for packed documents"
         )
+    if not is_tracing(attention_mask) and not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ValueError(
+            f"attention_mask: must be 0 or 1 for each token, but goes up to {attention_mask.max().item()}; give "
+            "numbers of documents as document_ids"
+        )
     return attention_mask
 
 
@@ -174,15 +183,41 @@ def _counted_positions(
 
 def _refuse_restarts(position_ids: torch.Tensor, is_token: torch.Tensor | None) -> None:
     """Refuse positions of packed documents that come without document ids; they would see each other."""
-    if position_ids.shape[1] == 1 or is_tracing(position_ids):
+    if position_ids.shape[1] == 1:
         return
-    is_step = position_ids.diff(dim=1) == 1
-    if is_token is not None:
-        is_step = is_step | ~is_token[:, 1:] | ~is_token[:, :-1]
-    if not bool(is_step.all()):
+    told = (
+        "position_ids: must go up by one from token to token, but do not: for packed documents give document_ids "
+        "too, or the documents would see each other"
+    )
+    is_right = _goes_up(position_ids, is_token).all()
+    if is_tracing(is_right):
+        torch._assert_async(is_right, told)  # noqa: SLF001  # a graph cannot branch here
+    elif not bool(is_right):
+        raise ValueError(told)
+
+
+def _goes_up(position_ids: torch.Tensor, is_token: torch.Tensor | None) -> torch.Tensor:
+    """Tell of each token whether its position follows that of the token before, padding between them left out."""
+    if is_token is None:
+        return position_ids.diff(dim=1) == 1
+    positions = position_ids.expand(is_token.shape)
+    index = torch.arange(is_token.shape[1], device=positions.device).expand(is_token.shape)
+    last = index.masked_fill(~is_token, -1).cummax(dim=1).values[:, :-1]
+    before = positions.gather(1, last.clamp(min=0))
+    return (positions[:, 1:] - before == 1) | (last < 0) | ~is_token[:, 1:]
+
+
+def _refuse_other_beginning(
+    position_ids: torch.Tensor, counted: torch.Tensor, padding: torch.Tensor | None, cache: Cache | None
+) -> None:
+    """Refuse new tokens whose positions do not go on behind those of the cache."""
+    if position_ids.shape[1] == 1 or cache is None or is_tracing(position_ids) or int(cache.get_seq_length()) == 0:
+        return
+    is_token = torch.ones_like(counted, dtype=torch.bool) if padding is None else padding[:, -counted.shape[1] :].bool()
+    if not bool(((position_ids == counted) | ~is_token).all()):
         raise ValueError(
-            "position_ids: must go up by one from token to token, but do not: for packed documents give document_ids "
-            "too, or the documents would see each other"
+            f"position_ids: must go on behind {int(cache.get_seq_length())} cached tokens, but do not; leave them out, "
+            "they are counted"
         )
 
 
@@ -205,6 +240,12 @@ def _refuse_contradictions(
         raise ValueError(
             f"document_ids: must be integers of shape {shape}, but are {document_ids.dtype} of shape "
             f"{list(document_ids.shape)}; give one for each token"
+        )
+    kind = (config.rope_parameters or {}).get("rope_type", "default")
+    if kind in DEPENDS_ON_LENGTH:
+        raise ValueError(
+            f"document_ids: cannot go with rope_type {kind!r}, which scales all positions of a batch by its longest "
+            "document; use linear or yarn"
         )
     if cache is not None:
         raise ValueError("document_ids: cannot go with a cache, but past_key_values is given; pass use_cache=False")

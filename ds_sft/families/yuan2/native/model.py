@@ -11,17 +11,26 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from ds_sft.errors import raise_together
+from ds_sft.errors import ModelError, raise_together
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.native.documents import View, view_of_documents, view_of_rows
 from ds_sft.families.yuan2.native.filtering import Yuan2PairConvolution
 from ds_sft.families.yuan2.native.layers import Yuan2Attention, Yuan2DecoderLayer
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import Yuan2RotaryEmbedding
-from ds_sft.model.weights import refuse_loading_faults, stored_shapes, weight_faults
+from ds_sft.families.yuan2.native.rules import config_faults
+from ds_sft.model.folder import read_json
+from ds_sft.model.weights import refuse_loading_faults, stored_shapes, stored_weight, weight_faults
 
+_FOREIGN = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "document_id"}
+"""Other ways to tell packed documents apart, which would keep the attention to itself and leak through the filters."""
 _HEAD = "lm_head.weight"
 _TABLE = "model.embed_tokens.weight"
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    return read_json(file) if file.is_file() else {}
 
 
 class Yuan2PreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
@@ -59,7 +68,7 @@ class Yuan2PreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  #
         wants_info = kwargs.pop("output_loading_info", False)
         folder = None if pretrained_model_name_or_path is None else Path(pretrained_model_name_or_path)
         if folder is not None and folder.is_dir():
-            cls._refuse_faults_of(folder, kwargs.get("config"))
+            kwargs |= cls._refuse_faults_of(folder, kwargs.get("config"))
         # Never from the folder, whatever the caller says: this class needs no code of anybody else's.
         kwargs["trust_remote_code"] = False
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -72,15 +81,26 @@ class Yuan2PreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  #
         return (model, info) if wants_info else model
 
     @classmethod
-    def _refuse_faults_of(cls, folder: Path, config: Yuan2Config | None) -> None:
-        """Tell broken, foreign and wrong weights by name before transformers reads any."""
+    def _refuse_faults_of(cls, folder: Path, config: Yuan2Config | None) -> dict[str, Any]:
+        """Tell broken, foreign and wrong weights by name before transformers reads any.
+
+        A head that is stored with values of its own is untied here: under ZeRO-3 transformers ties it without a word.
+        """
         shapes = stored_shapes(folder)
+        raise_together([ModelError(f"{folder}/config.json: {line}") for line in config_faults(_raw_config(folder))])
         if cls is not Yuan2ForCausalLM:
             # The decoder alone may be read from a checkpoint with a head, whose weights have longer names.
-            return
+            return {}
+        config = config or Yuan2Config.from_pretrained(folder)
         with torch.device("meta"):
-            empty = cls(config or Yuan2Config.from_pretrained(folder))
+            empty = cls(config)
         raise_together(weight_faults(empty, shapes, where=str(folder)))
+        if not config.tie_word_embeddings or _HEAD not in shapes or _TABLE not in shapes:
+            return {}
+        if torch.equal(stored_weight(folder, _HEAD), stored_weight(folder, _TABLE)):
+            return {}
+        config.tie_word_embeddings = False
+        return {"config": config}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -146,6 +166,11 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: exactly one must be given, but both or none are; drop one")
+        foreign = sorted(_FOREIGN & set(kwargs))
+        if foreign:
+            raise ValueError(
+                f"{', '.join(foreign)}: tells nothing to the filters, but is given; give document_ids instead"
+            )
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(past_key_values, use_cache, has_documents=document_ids is not None)
         given = {"config": self.config, "attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
@@ -159,6 +184,11 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
     def _cache(self, given: Cache | None, use_cache: bool | None, *, has_documents: bool) -> Cache | None:
         if has_documents and use_cache:
             raise ValueError("document_ids: cannot go with a cache, but use_cache is True; pass use_cache=False")
+        if given is not None and not has_documents and len(given.layers) < self.config.num_hidden_layers:
+            raise ValueError(
+                f"past_key_values: must have {self.config.num_hidden_layers} layers, but has {len(given.layers)}; make "
+                "it with DynamicCache(config=model.config)"
+            )
         is_checkpointing = self.gradient_checkpointing and self.training
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and not has_documents

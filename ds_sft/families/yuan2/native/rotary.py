@@ -9,7 +9,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
 
-_DEPENDS_ON_LENGTH = ("dynamic", "longrope")
+DEPENDS_ON_LENGTH = ("dynamic", "longrope")
+"""Scalings whose frequencies follow from the largest position of the whole batch."""
 
 
 class Yuan2RotaryEmbedding(nn.Module):
@@ -37,7 +38,7 @@ class Yuan2RotaryEmbedding(nn.Module):
             Radians a position, fp32, shape [D / 2]; and a factor for cosines and sines.
         """
         kind = (self.config.rope_parameters or {}).get("rope_type", "default")
-        if kind in _DEPENDS_ON_LENGTH:
+        if kind in DEPENDS_ON_LENGTH:
             found, scale = ROPE_INIT_FUNCTIONS[kind](self.config, position_ids.device, int(position_ids.max()) + 1)
             return found.float(), scale
         device = position_ids.device

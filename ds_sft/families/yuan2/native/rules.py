@@ -1,8 +1,11 @@
 """What config.json of a dense Yuan2 may say, judged by its content alone: no torch, no transformers."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _DEFAULTS = {
@@ -15,6 +18,7 @@ _DEFAULTS = {
 _MIXTURE_WORDS = ("moe", "expert", "router")
 """Parts of the keys that only the mixture of experts (Yuan2-M32) has."""
 _SCALINGS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_WITH_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 DEFAULT_CONTEXT = 8192
 
 
@@ -29,7 +33,13 @@ def config_faults(config: Mapping[str, Any]) -> list[str]:
     """
     mixture = list(_mixture_faults(config))
     # A mixture of experts breaks the other rules too, and its user can mend none of them.
-    return mixture or [*_size_faults(config), *_variant_faults(config), *_position_faults(config)]
+    return mixture or [
+        *_size_faults(config),
+        *_variant_faults(config),
+        *_number_faults(config),
+        *_derived_faults(config),
+        *_position_faults(config),
+    ]
 
 
 def fit_context(config: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
@@ -48,7 +58,15 @@ def fit_context(config: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
     """
     content = dict(config)
     context = content.get("max_position_embeddings") or DEFAULT_CONTEXT
-    if max_tokens <= context or _scaling(content)[1] != "default":
+    scaling, kind = _scaling(content)
+    if kind != "default" and max_tokens > context * scaling.get("factor", 1.0):
+        log.warning(
+            "model_max_length: %d is beyond the context %d that config.json scales by %s: positions stay as they are",
+            max_tokens,
+            context,
+            scaling.get("factor", 1.0),
+        )
+    if max_tokens <= context or kind != "default":
         return content
     # One of the two keys must rule: transformers prefers rope_scaling over rope_parameters.
     theta = (content.pop("rope_parameters", None) or {}).get("rope_theta", content.get("rope_theta"))
@@ -99,14 +117,47 @@ def _variant_faults(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _number_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    epsilon, context = config.get("rms_norm_eps", 1e-6), config.get("max_position_embeddings", DEFAULT_CONTEXT)
+    if not _is_number(epsilon) or not 0 < epsilon < math.inf:
+        yield f"rms_norm_eps must be a number above 0, but is {epsilon!r}; restore the file"
+    if not _is_positive_integer(context):
+        yield f"max_position_embeddings must be a whole number above 0, but is {context!r}; restore the file"
+    padding, rows = config.get("pad_token_id"), config.get("vocab_size", _DEFAULTS["vocab_size"])
+    if padding is not None and _is_positive_integer(rows) and (not _is_integer(padding) or not 0 <= padding < rows):
+        yield f"pad_token_id must be a token below vocab_size {rows}, but is {padding!r}; restore the file"
+
+
+def _derived_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    """Judge keys that other models have: what this one computes, and code that a file must not choose."""
+    width, heads = (config.get(name, _DEFAULTS[name]) for name in ("hidden_size", "num_attention_heads"))
+    is_sized = _is_positive_integer(width) and _is_positive_integer(heads)
+    if is_sized and config.get("head_dim") not in (None, width // heads):
+        yield f"head_dim must be hidden_size / num_attention_heads, but is {config['head_dim']!r}; remove it"
+    for name in ("attn_implementation", "_attn_implementation"):
+        if "/" in str(config.get(name)):
+            yield f"{name} must not name a kernel to fetch, but is {config[name]!r}: no such code is run; remove it"
+
+
 def _position_faults(config: Mapping[str, Any]) -> Iterator[str]:
     """Transformers only warns of these, and a name it does not know would leave the positions as they are."""
+    for name in ("rope_scaling", "rope_parameters"):
+        found = config.get(name)
+        if found is not None and (not isinstance(found, dict) or any(isinstance(one, dict) for one in found.values())):
+            yield f"{name} must be a flat JSON object, but is {found!r}; restore the file"
+            return
     scaling, kind = _scaling(config)
     if kind not in _SCALINGS:
         yield f"rope_scaling: rope_type must be one of {', '.join(_SCALINGS)}, but is {kind!r}; choose one"
-    factor = scaling.get("factor", 1.0)
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < math.inf:
+    factor = scaling.get("factor", None if kind in _WITH_FACTOR else 1.0)
+    if not _is_number(factor) or not 1 <= factor < math.inf:
         yield f"rope_scaling: factor must be a number from 1, but is {factor!r}; restore the file"
+    theta = scaling.get("rope_theta", config.get("rope_theta"))
+    if theta is not None and (not _is_number(theta) or not 0 < theta < math.inf):
+        yield f"rope_theta must be a number above 0, but is {theta!r}; restore the file"
+    for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+        if not isinstance(scaling.get(name), list) or not all(map(_is_number, scaling[name])):
+            yield f"rope_scaling: {name} must be a list of numbers, but is {scaling.get(name)!r}; restore the file"
 
 
 def _scaling(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
@@ -115,5 +166,13 @@ def _scaling(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
     return scaling, scaling.get("rope_type", scaling.get("type", "default"))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_integer(value) and bool(value > 0)

@@ -198,6 +198,27 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"attention_mask": torch.ones(1, 1, 6, 6)},
         r"attention_mask: must have shape \[B, tokens\], but has \[1, 1, 6, 6\]",
     ),
+    "packed positions with a hole in the mask": (
+        {
+            "position_ids": torch.tensor([[0, 1, 0, 0, 1, 2]]),
+            "attention_mask": torch.tensor([[1, 1, 0, 1, 1, 1]]),
+        },
+        "give document_ids",
+    ),
+    "a mask of document numbers": (
+        {"attention_mask": torch.tensor([[1, 1, 1, 2, 2, 2]])},
+        "attention_mask: must be 0 or 1 for each token, but goes up to 2; give numbers of documents as document_ids",
+    ),
+    "boundaries for the attention alone": (
+        {"cu_seq_lens_q": TWO, "cu_seq_lens_k": TWO, "max_length_q": 3, "max_length_k": 3},
+        "cu_seq_lens_k, cu_seq_lens_q, max_length_k, max_length_q: tells nothing to the filters",
+    ),
+    "a misspelt name": ({"document_id": TWO}, "document_id: tells nothing to the filters, but is given; give document_ids instead"),
+    "another model's name": ({"seq_idx": TWO}, "seq_idx: tells nothing to the filters"),
+    "a cache without layers": (
+        {"past_key_values": DynamicCache()},
+        r"past_key_values: must have 3 layers, but has 0; make it with DynamicCache\(config=model.config\)",
+    ),
     "a mask that is too short": (
         {"attention_mask": torch.ones(1, 4, dtype=torch.long)},
         "must cover 0 cached and 6 new tokens, but covers 4",
@@ -210,6 +231,29 @@ def test_arguments_that_contradict_each_other_are_refused(name: str) -> None:
     arguments, told = CONTRADICTIONS[name]
     with pytest.raises(ValueError, match=told):
         _sdpa()(IDS, **arguments)
+
+
+def test_positions_that_do_not_go_on_behind_the_cache_are_refused() -> None:
+    cache = DynamicCache(config=_sdpa().config)
+    logits(_sdpa(), IDS, past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match="position_ids: must go on behind 6 cached tokens"):
+        logits(_sdpa(), IDS, past_key_values=cache, position_ids=torch.arange(6)[None])
+
+
+def test_packed_positions_without_documents_are_refused_in_a_compiled_graph_too() -> None:
+    compiled = torch.compile(_sdpa(), backend="eager")
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    with pytest.raises((ValueError, RuntimeError), match="give document_ids"):
+        logits(compiled, IDS, position_ids=positions, use_cache=False)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_scaled_by_the_longest_document_of_a_batch_cannot_be_packed(kind: str) -> None:
+    scaling: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    if kind == "longrope":
+        scaling |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 256}
+    with pytest.raises(ValueError, match=f"document_ids: cannot go with rope_type '{kind}'"):
+        logits(model("sdpa", rope_parameters=scaling), IDS, document_ids=TWO)
 
 
 def test_a_mask_and_positions_that_agree_with_the_documents_are_accepted() -> None:

@@ -1,5 +1,6 @@
 """What config.json may say is judged by its content, in one line a fault."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -107,8 +108,49 @@ def test_a_base_of_its_own_is_kept() -> None:
         ({"type": "linear", "factor": "2"}, "factor must be a number from 1, but is '2'"),
         ({"type": "linear", "factor": 0.5}, "factor must be a number from 1, but is 0.5"),
         ({"type": "linear", "factor": float("inf")}, "factor must be a number from 1, but is inf"),
+        ({"type": "linear"}, "factor must be a number from 1, but is None"),
+        ("linear", "rope_scaling must be a flat JSON object, but is 'linear'"),
+        ([1], "rope_scaling must be a flat JSON object, but is [1]"),
+        ({"full_attention": {"type": "linear", "factor": 2.0}}, "rope_scaling must be a flat JSON object"),
+        ({"type": "linear", "factor": 2.0, "rope_theta": 0}, "rope_theta must be a number above 0, but is 0"),
+        ({"type": "longrope", "short_factor": [1.0]}, "long_factor must be a list of numbers, but is None"),
     ],
 )
-def test_positions_are_scaled_by_a_known_rule_and_a_number(scaling: dict[str, Any], told: str) -> None:
+def test_positions_are_scaled_by_a_known_rule_and_a_number(scaling: Any, told: str) -> None:
     (fault,) = config_faults(RELEASED | {"rope_scaling": scaling})
     assert told in fault
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rms_norm_eps": -1}, "rms_norm_eps must be a number above 0, but is -1"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number above 0, but is nan"),
+        ({"max_position_embeddings": "8k"}, "max_position_embeddings must be a whole number above 0, but is '8k'"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be a whole number above 0, but is 0"),
+        ({"pad_token_id": 999999}, "pad_token_id must be a token below vocab_size 135040, but is 999999"),
+        ({"rope_theta": "x"}, "rope_theta must be a number above 0, but is 'x'"),
+        ({"head_dim": 32}, "head_dim must be hidden_size / num_attention_heads, but is 32"),
+        ({"attn_implementation": "evil/kernel"}, "must not name a kernel to fetch, but is 'evil/kernel'"),
+    ],
+)
+def test_numbers_and_names_that_the_model_cannot_use_are_told(changes: dict[str, Any], told: str) -> None:
+    (fault,) = config_faults(RELEASED | changes)
+    assert told in fault
+
+
+def test_keys_that_say_what_is_computed_anyway_are_accepted() -> None:
+    assert config_faults(RELEASED | {"head_dim": 64, "layer_types": ["hybrid"] * 24, "pad_token_id": 77185}) == []
+
+
+def test_a_scaled_context_that_is_still_too_short_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
+    config = RELEASED | {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert fit_context(config, 16384) == config
+    assert caplog.messages == []
+    assert fit_context(config, 16385) == config
+    assert caplog.messages == [
+        "model_max_length: 16385 is beyond the context 8192 that config.json scales by 2.0: positions stay as they are"
+    ]
