@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # From a fresh checkout to a fine-tuned, loadable model: bash launchers/quickstart.sh [FAMILY] [FLAGS FOR THE MAIN JOB]
 #
-# FAMILY is flan_t5 (the default) or yuan2. It makes .venv, makes a tiny checkpoint of that shape, fine-tunes it under DeepSpeed ZeRO-3 (on GPUs where there
-# are any, else on two CPU ranks), exports it, loads the result in a new process with plain transformers and asks it
-# eight of its training questions. Everything is written below runs/quickstart; a second run installs nothing.
+# FAMILY is flan_t5 (the default) or yuan2. It makes .venv, makes a tiny checkpoint of that shape, fine-tunes it under
+# DeepSpeed ZeRO-3 (on GPUs where there are any, else on two CPU ranks), exports it, loads the result in a new process
+# with transformers' auto classes and asks it eight of its training questions. Everything is written below
+# runs/quickstart; a second run installs nothing.
 set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -48,7 +49,7 @@ say "2/4 fine-tuning on $devices ranks under ZeRO-3"
         "$@"
 )
 
-say "3/4 loading the result with plain transformers and asking it eight training questions"
+say "3/4 loading the result with transformers and asking it eight training questions"
 is_learnt=0
 "$python" "$here/ask.py" "$tuned" "$conversations" --least 7 || is_learnt=$?
 
