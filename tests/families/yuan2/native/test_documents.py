@@ -213,7 +213,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"cu_seq_lens_q": TWO, "cu_seq_lens_k": TWO, "max_length_q": 3, "max_length_k": 3},
         "cu_seq_lens_k, cu_seq_lens_q, max_length_k, max_length_q: tells nothing to the filters",
     ),
-    "a misspelt name": ({"document_id": TWO}, "document_id: tells nothing to the filters, but is given; give document_ids instead"),
+    "a misspelt name": (
+        {"document_id": TWO},
+        "document_id: tells nothing to the filters, but is given; give document_ids instead",
+    ),
     "another model's name": ({"seq_idx": TWO}, "seq_idx: tells nothing to the filters"),
     "a cache without layers": (
         {"past_key_values": DynamicCache()},
