@@ -83,8 +83,11 @@ class DataCollatorForCausalDataset:
             `input_ids`, `attention_mask` and `labels` [B, T], the labels at the place of the token before.
         """
         inputs, mask = _pad([row["input_ids"] for row in rows], self.pad_token_id, self.padding_side, self.multiple_of)
-        next_labels = [[*row["labels"][1:], IGNORE_INDEX] for row in rows]
-        labels, _ = _pad(next_labels, IGNORE_INDEX, self.padding_side, self.multiple_of)
+        labels, _ = _pad([row["labels"] for row in rows], IGNORE_INDEX, self.padding_side, self.multiple_of)
+        labels = labels.roll(-1, dims=1)
+        labels[:, -1] = IGNORE_INDEX
+        # Padding on the left now holds a row's first label, which has no token before it.
+        labels.masked_fill_(mask.eq(0), IGNORE_INDEX)
         return {"input_ids": inputs, "attention_mask": mask, "labels": labels}
 
 

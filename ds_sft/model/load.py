@@ -13,7 +13,7 @@ from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import Family
 from ds_sft.errors import ModelError, raise_together
 from ds_sft.model.folder import ModelFolder
-from ds_sft.model.weights import Shapes, refuse_loading_faults, stored_shapes, stored_weight, weight_faults
+from ds_sft.model.weights import Shapes, differing_ties, refuse_loading_faults, stored_shapes, weight_faults
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +96,7 @@ def _untie_what_differs(
     folder: ModelFolder, kind: type[PreTrainedModel], empty: PreTrainedModel, shapes: Shapes
 ) -> None:
     """Untie a head that is stored with values of its own: tied, it would be lost without a word."""
-    pairs = [pair for pair in empty.all_tied_weights_keys.items() if set(pair) <= set(shapes)]
-    differing = [
-        (alias, source)
-        for alias, source in pairs
-        if not torch.equal(stored_weight(folder.path, alias), stored_weight(folder.path, source))
-    ]
+    differing = differing_ties(folder.path, empty, shapes)
     if not differing:
         return
     config = empty.config

@@ -143,6 +143,25 @@ def weight_faults(empty: PreTrainedModel, shapes: Shapes, *, where: str) -> list
     return faults
 
 
+def differing_ties(folder: Path, empty: PreTrainedModel, shapes: Shapes) -> list[tuple[str, str]]:
+    """Find weights that a model ties and the checkpoint stores with different values: tied, one would be lost.
+
+    Args:
+        folder: Of the checkpoint.
+        empty: The model, made on the meta device.
+        shapes: From `stored_shapes`.
+
+    Returns:
+        Pairs of the tied weight and the one it would be tied to.
+    """
+    return [
+        (alias, source)
+        for alias, source in empty.all_tied_weights_keys.items()
+        if {alias, source} <= set(shapes)
+        and not torch.equal(stored_weight(folder, alias), stored_weight(folder, source))
+    ]
+
+
 def _fault(where: str, weight: str, rule: str) -> DsSftError:
     return ModelError(f"{where}: weight {weight} must {rule}, but does not; restore the files")
 

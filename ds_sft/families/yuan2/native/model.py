@@ -20,12 +20,10 @@ from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import Yuan2RotaryEmbedding
 from ds_sft.families.yuan2.native.rules import config_faults
 from ds_sft.model.folder import read_json
-from ds_sft.model.weights import refuse_loading_faults, stored_shapes, stored_weight, weight_faults
+from ds_sft.model.weights import differing_ties, refuse_loading_faults, stored_shapes, weight_faults
 
 _FOREIGN = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "document_id"}
 """Other ways to tell packed documents apart, which would keep the attention to itself and leak through the filters."""
-_HEAD = "lm_head.weight"
-_TABLE = "model.embed_tokens.weight"
 
 
 def _raw_config(folder: Path) -> dict[str, Any]:
@@ -95,9 +93,7 @@ class Yuan2PreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]  #
         with torch.device("meta"):
             empty = cls(config)
         raise_together(weight_faults(empty, shapes, where=str(folder)))
-        if not config.tie_word_embeddings or _HEAD not in shapes or _TABLE not in shapes:
-            return {}
-        if torch.equal(stored_weight(folder, _HEAD), stored_weight(folder, _TABLE)):
+        if not differing_ties(folder, empty, shapes):
             return {}
         config.tie_word_embeddings = False
         return {"config": config}
@@ -220,7 +216,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):  # type: ignore[n
         config: Shape of the model.
     """
 
-    _tied_weights_keys = {_HEAD: _TABLE}  # noqa: RUF012  # transformers declares it so
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  # transformers declares it so
 
     def __init__(self, config: Yuan2Config) -> None:
         super().__init__(config)
