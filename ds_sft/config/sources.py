@@ -33,7 +33,8 @@ class DataArguments:
 
     data_path: str = field(
         metadata={
-            "help": "Conversations: a JSON array or JSONL of ShareGPT, messages or Alpaca records; .gz, .zst too."
+            "help": "ShareGPT conversations: a JSON array or one JSON object a line. "
+            "Messages and Alpaca records too; .gz and .zst too."
         }
     )
     eval_data_path: str | None = field(default=None, metadata={"help": "Conversations to evaluate on, same format."})
