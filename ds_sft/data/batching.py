@@ -1,11 +1,16 @@
-"""In which order samples are trained: a pure function of seed and epoch, the same on every rank."""
+"""In which order samples are trained: a pure function of seed and epoch, however many ranks share the work."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import Sampler
+
+from ds_sft.data.fillers import filler_of
+from ds_sft.errors import ConfigError
 
 Order = npt.NDArray[np.int64]
 
@@ -36,6 +41,91 @@ class EpochOrder(Sampler[int]):
         return map(int, self._order())
 
 
+class RankBatches(Sampler[list[int]]):
+    """The micro-batches of one rank; all ranks together train each sample of an epoch exactly once.
+
+    A step takes the next `batch_size * accumulation * world_size` samples of the epoch's order, its micro-steps the
+    next `batch_size * world_size` of them, and the ranks a share each, in the order of their numbers. So a step has the
+    same samples however they are split. What is left for the last micro-step of an epoch is spread evenly: all ranks
+    have equally many rows then too, at least one, and those that would have one row less get a filler in its place.
+    One rank alone never needs any.
+
+    Args:
+        order: Gives the samples of an epoch, each once.
+        num_samples: How many they are.
+        batch_size: Samples that one rank takes at a time.
+        accumulation: Micro-steps of a step.
+        rank: Whose batches these are.
+        world_size: Number of ranks.
+        drop_last: Whether the samples behind an epoch's last full step are left out.
+
+    Raises:
+        ConfigError: When that leaves no step at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        order: Callable[[int], Order],
+        num_samples: int,
+        batch_size: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool,
+    ) -> None:
+        self._order = order
+        self._rank = rank
+        self._world_size = world_size
+        self._micro_step = batch_size * world_size
+        self._num_samples = num_samples
+        self._epoch = 0
+        if drop_last:
+            step = self._micro_step * accumulation
+            self._num_samples -= num_samples % step
+            if not self._num_samples:
+                raise ConfigError(
+                    f"dataloader_drop_last: must leave a full step, but there are {num_samples} samples, and a step "
+                    f"takes {step}; leave it out, or lower --gradient_accumulation_steps"
+                )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is trained next.
+
+        Args:
+            epoch: From 0.
+        """
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self._num_samples / self._micro_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order(self._epoch)[: self._num_samples]
+        for start in range(0, len(order), self._micro_step):
+            samples = order[start : start + self._micro_step]
+            first, behind = (len(samples) * rank // self._world_size for rank in (self._rank, self._rank + 1))
+            num_rows = math.ceil(len(samples) / self._world_size)
+            fillers = [filler_of(int(order[-1]))] * (num_rows - (behind - first))
+            yield samples[first:behind].tolist() + fillers
+
+
+def shuffled_order(num_samples: int, *, seed: int, epoch: int) -> Order:
+    """Shuffle the samples of an epoch, as accelerate's sampler does from the same seed.
+
+    Args:
+        num_samples: How many there are.
+        seed: Of the run.
+        epoch: From 0.
+
+    Returns:
+        Each sample once, shape [samples].
+    """
+    generator = torch.Generator().manual_seed(seed + epoch)
+    order: Order = torch.randperm(num_samples, generator=generator).numpy()
+    return order
+
+
 def group_by_length_order(lengths: npt.NDArray[np.integer[Any]], *, batch_size: int, seed: int, epoch: int) -> Order:
     """Shuffle the samples of an epoch so that those of a batch are of nearly the same length.
 
@@ -45,7 +135,7 @@ def group_by_length_order(lengths: npt.NDArray[np.integer[Any]], *, batch_size: 
 
     Args:
         lengths: Of each sample, shape [samples].
-        batch_size: Samples that all ranks together take at a time: those of one rank times the number of ranks.
+        batch_size: Samples of like length. Those of a whole step make the order independent of the number of ranks.
         seed: Of the run.
         epoch: From 0.
 
