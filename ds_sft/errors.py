@@ -10,6 +10,7 @@ EXIT_LAUNCH = 69
 EXIT_BUG = 70
 EXIT_OUT_OF_MEMORY = 71
 EXIT_INPUT_OUTPUT = 74
+EXIT_PREEMPTED = 75
 EXIT_PERMISSION = 77
 
 
@@ -67,6 +68,18 @@ class SaveError(DsSftError):
     """An output that cannot be written."""
 
     exit_code = EXIT_INPUT_OUTPUT
+
+
+class NumericsError(DsSftError):
+    """A loss, gradient or weight that is no finite number."""
+
+    exit_code = EXIT_DATA
+
+
+class PreemptedError(DsSftError):
+    """A run that was asked to stop; the same command goes on."""
+
+    exit_code = EXIT_PREEMPTED
 
 
 class PermissionRefusedError(DsSftError):

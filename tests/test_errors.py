@@ -17,6 +17,8 @@ def test_the_exit_codes_are_those_of_the_documentation() -> None:
         "MissingInputError": 66,
         "LaunchError": 69,
         "SaveError": 74,
+        "NumericsError": 65,
+        "PreemptedError": 75,
         "PermissionRefusedError": 77,
     }
     assert errors.EXIT_OUT_OF_MEMORY == 71
