@@ -16,7 +16,9 @@ from ds_sft.errors import (
     EXIT_OUT_OF_MEMORY,
     EXIT_PERMISSION,
     DsSftError,
+    PreemptedError,
 )
+from ds_sft.preemption import end_children
 from ds_sft.visible import visible
 
 _LINGER_SECONDS = 10.0
@@ -64,6 +66,9 @@ def run(main: Callable[[], object]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except PreemptedError as error:
+        # All ranks end for the same reason and at once: nobody may be left to kill those that linger.
+        _end(error.faults if rank() == 0 else [], error.exit_code, everyone_speaks=True)
     except DsSftError as error:
         # The fault is usually the same on every rank of a host: one of them tells it.
         _end(error.faults, error.exit_code, everyone_speaks=False)
@@ -122,4 +127,5 @@ def _end(lines: "list[str] | tuple[str, ...]", code: int, everyone_speaks: bool)
     # Not sys.exit: after a fault, other ranks may hang in a collective, and the interpreter's shutdown with them.
     sys.stdout.flush()
     sys.stderr.flush()
+    end_children()
     os._exit(code)

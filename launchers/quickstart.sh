@@ -31,6 +31,8 @@ say "1/4 a tiny checkpoint: random weights, a tokenizer of its own"
 "$python" "$here/make_checkpoint.py" "$family" "$conversations" "$tiny"
 
 devices="$(count_devices)"
+# A finished run would be left alone.
+rm -rf "$tuned"
 say "2/4 fine-tuning on $devices ranks under ZeRO-3"
 (
     set -x
@@ -63,7 +65,7 @@ cat << NEXT
   in TensorBoard       $venv/bin/tensorboard --logdir $tuned/runs
   your own data        $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py --deepspeed $ds_sft_root/ds_configs/zero3.json \\
                          --model_name_or_path CHECKPOINT --data_path YOUR.json --output_dir OUT --bf16 True
-  the same run again   $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py $tuned/ds_sft.resolved.yaml
+  the same run again   $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py $tuned/ds_sft.resolved.yaml --output_dir OUT
   all settings         $venv/bin/python $ds_sft_root/ds_sft/train.py --help
   the tests            bash $ds_sft_root/tests/run.sh
 NEXT

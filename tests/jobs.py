@@ -32,8 +32,14 @@ class Trained:
 def train_and_log(flags: list[str]) -> Trained:
     """Run the main job and give losses and gradient norms of every step, unrounded."""
     trainer = train(flags)
+    assert trainer is not None, "this run was finished before"
     history = [row for row in trainer.state.log_history if "loss" in row]
     return Trained([row["loss"] for row in history], [row["grad_norm"] for row in history])
+
+
+def is_left_alone(flags: list[str]) -> bool:
+    """Run the main job and tell whether it found its run finished."""
+    return train(flags) is None
 
 
 def main_flags(model: Path, data: Path, output: Path, **flags: Any) -> list[str]:
@@ -113,6 +119,7 @@ def _loaded(checkpoint: Path, config: Path | None, output: Path) -> tuple[Any, F
 def evaluate(flags: list[str]) -> dict[str, float]:
     """Run the main job and give its last evaluation."""
     trainer = train(flags)
+    assert trainer is not None, "this run was finished before"
     return [row for row in trainer.state.log_history if "eval_loss" in row][-1]
 
 
@@ -145,7 +152,9 @@ def start_alone() -> dict[str, Any]:
 
 def first_batch(flags: list[str]) -> list[dict[str, list[int]]]:
     """Run the main job and give the samples of its first batch, without padding."""
-    batch = next(iter(train(flags).get_train_dataloader()))
+    trainer = train(flags)
+    assert trainer is not None, "this run was finished before"
+    batch = next(iter(trainer.get_train_dataloader()))
     return [
         {
             "input_ids": ids[mask.bool()].tolist(),

@@ -39,6 +39,20 @@ class TrainingArguments(transformers.TrainingArguments):
         default="bf16", metadata={"help": "Number format of the exported weights."}
     )
     max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of exported weights."})
+    allow_resume_mismatch: bool = field(
+        default=False, metadata={"help": "Go on from a checkpoint of other data, settings or model, with a warning."}
+    )
+    nan_policy: Literal["skip", "stop", "rollback"] = field(
+        default="skip",
+        metadata={
+            "help": "After a loss or gradient that is not finite: leave the step out, end the run, or leave it out "
+            "and put the last checkpoint's weights back. Three in a row end the run."
+        },
+    )
+    on_save_error: Literal["warn", "stop"] = field(
+        default="warn",
+        metadata={"help": "When a checkpoint cannot be written: go on (three in a row end the run), or end the run."},
+    )
     report_to: None | str | list[str] = field(  # noqa: RUF036  # HfArgumentParser reads unions only in this order
         default="tensorboard", metadata={"help": "Trackers, for example tensorboard, wandb, trackio or none."}
     )

@@ -28,6 +28,7 @@ class Account:
             `tokens_supervised`, `tokens_truncated`, and what was merged or dropped. Samples made on access have no
             `tokens_*`, but `measured_records`: how many had to be tokenised to know their samples.
         rejected: Place and reason of the first rejected records, without the name of the file.
+        parts: What decides the samples, by name: digests of the data, the tokenizer and the code, and settings.
     """
 
     data: Path
@@ -35,6 +36,7 @@ class Account:
     cache: Path
     counters: Mapping[str, int]
     rejected: tuple[str, ...]
+    parts: Mapping[str, str]
 
     def told(self) -> str:
         """Put the counters into words.

@@ -18,29 +18,6 @@ _BATCHES_SORTED_TOGETHER = 100
 _PARTS_SORTED_APART = 4
 
 
-class EpochOrder(Sampler[int]):
-    """Samples in an order that is asked for when an epoch begins.
-
-    It has no `set_epoch`: after a resume, accelerate's loaders call that with 0 whatever epoch goes on, on some numbers
-    of ranks.
-
-    Args:
-        order: Gives the samples of the epoch that is trained now.
-        num_samples: How many they are.
-    """
-
-    def __init__(self, order: Callable[[], Order], *, num_samples: int) -> None:
-        self._order = order
-        self._num_samples = num_samples
-
-    def __len__(self) -> int:
-        return self._num_samples
-
-    def __iter__(self) -> Iterator[int]:
-        # One by one: a list would hold an object of 32 bytes for every sample.
-        return map(int, self._order())
-
-
 class RankBatches(Sampler[list[int]]):
     """The micro-batches of one rank; all ranks together train each sample of an epoch exactly once.
 

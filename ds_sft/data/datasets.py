@@ -132,7 +132,7 @@ def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder, role: st
     table = prepare(file, role=role, data=data, encoder=encoder)
     note = table.note
     mode = encoder.options.loss_mode if encoder.family.loss_modes else "pairs"
-    account = Account(file, mode, table.file, note["counters"], tuple(note["rejected"]))
+    account = Account(file, mode, table.file, note["counters"], tuple(note["rejected"]), note["parts"])
     report(account)
     dataset = (
         LazySupervisedDataset(table, account, encoder) if data.lazy_preprocess else SupervisedDataset(table, account)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_sft.contracts import Family
 from ds_sft.save.card import model_card
+from ds_sft.save.files import FileFact, settled
+from ds_sft.save.manifest import FORMAT, MANIFEST, Manifest, write_manifest
 from ds_sft.save.shards import Plan, plan_shards, shard_writer
-from ds_sft.zero.gather import full_shape, stored_tensors, stream
+from ds_sft.zero.gather import full_shape, stored_tensors, streamed
 
 _INDEX = "model.safetensors.index.json"
 _EXPORTED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the manifest of a finished run says.
+
+    Args:
+        step: The last one.
+        facts: What the run was.
+    """
+
+    step: int
+    facts: dict[str, Any]
 
 
 def export_model(
@@ -28,6 +44,7 @@ def export_model(
     dtype: torch.dtype,
     max_shard_size: str,
     is_writer: bool,
+    finished: Finished | None = None,
 ) -> None:
     """Write the model; every rank must call this, one writes, and holds one whole weight at a time.
 
@@ -39,23 +56,22 @@ def export_model(
         dtype: Floating-point weights are converted to it.
         max_shard_size: Largest weight file, for example `5GB`.
         is_writer: Whether this rank writes.
+        finished: For the manifest of the whole, written last; None for an export inside a checkpoint.
     """
-    plan = write_weights(model, into=into, dtype=dtype, max_shard_size=max_shard_size, is_writer=is_writer)
+    plan, written = write_weights(model, into=into, dtype=dtype, max_shard_size=max_shard_size, is_writer=is_writer)
     if not is_writer:
         return
-    content = json.loads(model.config.to_json_string(use_diff=True))
-    # The path of the original and the trainer's cache switch are facts of this run, not of the checkpoint.
-    content |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True, "_name_or_path": None}
-    published = {key: value for key, value in family.published_config(model, content).items() if value is not None}
-    write_json(into / "config.json", published)
-    if model.generation_config is not None:
-        # Not by save_pretrained: it refuses a checkpoint whose own file has, say, a temperature without sampling.
-        write_json(into / "generation_config.json", json.loads(model.generation_config.to_json_string()))
-    _write_tokenizer(tokenizer, into)
+    _write_config(model, family=family, into=into, dtype=dtype)
+    small = ["config.json", "generation_config.json", *_write_tokenizer(tokenizer, into), "README.md"]
     _write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters))
+    if finished is not None:
+        files = {name: settled(into / name) for name in [_INDEX, *small] if (into / name).is_file()}
+        write_manifest(into, Manifest(FORMAT, finished.step, 1, {**written, **files}, finished.facts))
 
 
-def write_weights(model: nn.Module, *, into: Path, dtype: torch.dtype, max_shard_size: str, is_writer: bool) -> Plan:
+def write_weights(
+    model: nn.Module, *, into: Path, dtype: torch.dtype, max_shard_size: str, is_writer: bool
+) -> tuple[Plan, dict[str, FileFact]]:
     """Write the weights alone; every rank must call this, one writes, and holds one whole weight at a time.
 
     Args:
@@ -66,30 +82,43 @@ def write_weights(model: nn.Module, *, into: Path, dtype: torch.dtype, max_shard
         is_writer: Whether this rank writes.
 
     Returns:
-        What went where.
+        What went where, and what each file is, on the rank that writes.
     """
     tensors = stored_tensors(model)
     plan = plan_shards(_as_written(tensors, dtype), max_shard_size=max_shard_size)
-    if not is_writer:
-        for _ in stream(tensors):
-            pass
-        return plan
-    into.mkdir(parents=True, exist_ok=True)
-    with shard_writer(plan, into) as writer:
-        for name, tensor in stream(tensors):
-            writer.write(name, tensor)
-    _write_index(plan, into)
-    return plan
+    with streamed(tensors) as weights:
+        if not is_writer:
+            return plan, {}
+        into.mkdir(parents=True, exist_ok=True)
+        # From here on the folder is not what an earlier manifest says.
+        (into / MANIFEST).unlink(missing_ok=True)
+        with shard_writer(plan, into) as writer:
+            for name, tensor in weights:
+                writer.write(name, tensor)
+        _write_index(plan, into)
+    return plan, writer.facts
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> None:
-    """Save the tokenizer under the class name that transformers 4 knows too."""
-    tokenizer.save_pretrained(into)
+def _write_config(model: PreTrainedModel, *, family: Family, into: Path, dtype: torch.dtype) -> None:
+    content = json.loads(model.config.to_json_string(use_diff=True))
+    # The path of the original and the trainer's cache switch are facts of this run, not of the checkpoint.
+    content |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True, "_name_or_path": None}
+    published = {key: value for key, value in family.published_config(model, content).items() if value is not None}
+    write_json(into / "config.json", published)
+    if model.generation_config is not None:
+        # Not by save_pretrained: it refuses a checkpoint whose own file has, say, a temperature without sampling.
+        write_json(into / "generation_config.json", json.loads(model.generation_config.to_json_string()))
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> list[str]:
+    """Save the tokenizer under the class name that transformers 4 knows too, and give the names of its files."""
+    names = [Path(file).name for file in tokenizer.save_pretrained(into)]
     file = into / "tokenizer_config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     if content.get("tokenizer_class") == "TokenizersBackend":
         content["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(file, content)
+    return names
 
 
 def _as_written(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

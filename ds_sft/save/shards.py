@@ -1,36 +1,22 @@
 """Weights on disk as safetensors, written while they come: headers from the shapes first, then one tensor at a time."""
 
-import json
-import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from ds_sft.errors import SaveError
+from ds_sft.save.files import FileFact, NewFile, sync_folder
+from ds_sft.save.tensors import as_bytes, head, num_bytes, pieces, refuse_non_finite
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_ALIGNMENT = 8
-_PIECE = 1 << 22
-"""Numbers that are converted and written at a time, so that no second copy of a large table is ever made."""
+UNFINISHED = ".writing-"
+"""Begins the name of the folder that weights are written to before they get their own names."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +34,7 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """Size of all weights."""
-        return sum(_size(weight) for weights in self.files.values() for weight in weights.values())
+        return sum(num_bytes(weight) for weights in self.files.values() for weight in weights.values())
 
     @property
     def num_parameters(self) -> int:
@@ -68,7 +54,7 @@ def plan_shards(weights: Mapping[str, torch.Tensor], *, max_shard_size: str) -> 
     """
     split = split_state_dict_into_shards_factory(
         dict(weights),
-        get_storage_size=_size,
+        get_storage_size=num_bytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
@@ -82,10 +68,12 @@ class ShardWriter:
 
     Args:
         plan: Where each weight goes.
-        opened: File -> the open file, its header written.
+        opened: File -> the open file, its head written.
+        facts: Filled with what each file is, when all of them are there.
     """
 
-    def __init__(self, plan: Plan, opened: Mapping[str, IO[bytes]]) -> None:
+    def __init__(self, plan: Plan, opened: Mapping[str, NewFile]) -> None:
+        self.facts: dict[str, FileFact] = {}
         self._places = {name: opened[file] for file, weights in plan.files.items() for name in weights}
         self._planned = {name: weight for weights in plan.files.values() for name, weight in weights.items()}
 
@@ -98,14 +86,14 @@ class ShardWriter:
 
         Raises:
             AssertionError: When the tensor has another shape than was planned.
+            NumericsError: When it holds a number that is not finite.
         """
         planned = self._planned.pop(name)
         if tensor.shape != planned.shape:
             raise AssertionError(f"{name} was planned with shape {list(planned.shape)}, but has {list(tensor.shape)}")
-        numbers = tensor.detach().reshape(-1)
-        for start in range(0, numbers.numel(), _PIECE):
-            piece = numbers[start : start + _PIECE].to(device="cpu", dtype=planned.dtype).contiguous()
-            self._places[name].write(piece.view(torch.uint8).numpy().data)
+        for piece in pieces(tensor, dtype=planned.dtype):
+            refuse_non_finite(name, piece)
+            self._places[name].write(as_bytes(piece))
 
     def refuse_gaps(self) -> None:
         """Make sure that every planned weight was written.
@@ -135,42 +123,18 @@ def shard_writer(plan: Plan, into: Path) -> Iterator[ShardWriter]:
     """
     with _told_faults(into, plan):
         _refuse_full_disk(plan, into)
-        with tempfile.TemporaryDirectory(dir=into, prefix=".writing-") as folder, ExitStack() as files:
-            opened = {file: files.enter_context((Path(folder) / file).open("wb")) for file in plan.files}
+        with tempfile.TemporaryDirectory(dir=into, prefix=UNFINISHED) as folder, ExitStack() as files:
+            opened = {file: NewFile(Path(folder) / file) for file in plan.files}
             for file, stream in opened.items():
-                stream.write(_header(plan.files[file]))
+                files.callback(stream.abandon)
+                stream.write(head(plan.files[file]))
             writer = ShardWriter(plan, opened)
             yield writer
             writer.refuse_gaps()
-            for file, stream in opened.items():
-                _finish(stream, expected=len(_header(plan.files[file])) + sum(map(_size, plan.files[file].values())))
+            writer.facts.update({file: stream.finish() for file, stream in opened.items()})
             for file in plan.files:
                 (Path(folder) / file).replace(into / file)
-
-
-def _header(weights: Mapping[str, torch.Tensor]) -> bytes:
-    """Give the head of a safetensors file: its length, and where each weight stands behind it."""
-    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name, weight in weights.items():
-        end = begin + _size(weight)
-        content[name] = {"dtype": _DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _size(weight: torch.Tensor) -> int:
-    return weight.numel() * weight.element_size()
-
-
-def _finish(stream: IO[bytes], *, expected: int) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-    written = os.fstat(stream.fileno()).st_size
-    if written != expected:
-        raise AssertionError(f"{stream.name} must have {expected} bytes, but has {written}")
+            sync_folder(into)
 
 
 def _refuse_full_disk(plan: Plan, into: Path) -> None:

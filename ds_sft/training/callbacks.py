@@ -1,9 +1,10 @@
 """What a run tells while it trains: one plain line each logging step, from rank zero only."""
 
 import logging
+import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,29 @@ class ResolvedConfigCallback(TrainerCallback):
         """
         if state.is_world_process_zero:
             write_resolved(self._config, into=self._into)
+
+
+class StopCallback(TrainerCallback):
+    """Ends training after the step on which all ranks agreed, with a checkpoint.
+
+    Args:
+        is_stopped: Tells whether they agreed.
+    """
+
+    def __init__(self, is_stopped: Callable[[], bool]) -> None:
+        self._is_stopped = is_stopped
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask transformers to save and to stop.
+
+        Args:
+            args: Unused.
+            state: Unused.
+            control: Takes the wishes.
+            **kwargs: Unused.
+        """
+        if self._is_stopped():
+            control.should_save = control.should_training_stop = True
 
 
 class ProgressCallback(TrainerCallback):
@@ -112,13 +136,14 @@ def training_line(logs: dict[str, float], state: TrainerState, *, seconds_left: 
     Returns:
         A line such as `step 120/3000  4.0%  epoch 0.12  loss 1.4820  lr 3.0e-04  ...`.
     """
+    loss, norm = (math.nan if logs.get(name) is None else logs[name] for name in ("loss", "grad_norm"))
     figures = [
         f"step {state.global_step}/{state.max_steps}",
         f"{100 * state.global_step / max(state.max_steps, 1):.1f}%",
         f"epoch {state.epoch or 0:.2f}",
-        f"loss {logs['loss']:.4f}",
+        f"loss {loss:.4f}",
         f"lr {logs.get('learning_rate', 0.0):.2e}",
-        f"grad norm {logs.get('grad_norm', float('nan')):.3g}",
+        f"grad norm {norm:.3g}",
         f"{logs.get('tokens_per_second', 0.0):,.0f} tokens/s",
         f"memory {_memory_gib()} GiB",
         f"eta {_duration(seconds_left)}",

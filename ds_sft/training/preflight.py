@@ -2,9 +2,10 @@
 
 import logging
 import math
+import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from ds_sft.errors import (
     raise_together,
 )
 from ds_sft.model.folder import ModelFolder
+from ds_sft.training.resume import resume_faults
 from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
 
 log = logging.getLogger(__name__)
 
 _SHARD_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)
-_STEP = re.compile(r"checkpoint-\d{1,18}")
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -48,11 +49,17 @@ _AT_LEAST = {
 _AT_MOST = {"label_smoothing_factor": 1, "adam_beta1": 0.999999, "adam_beta2": 0.999999, "seed": 2**32 - 1}
 _FINITE = ("num_train_epochs", "logging_steps", "save_steps")
 _REFUSED = {
+    "push_to_hub": "upload the output folder yourself, for example with `hf upload`",
+    "ignore_data_skip": "a run that goes on would train other samples",
+    "auto_find_batch_size": "a run that goes on must have the batch it began with",
     "fsdp": "weights are partitioned by DeepSpeed here; use --deepspeed",
     "neftune_noise_alpha": "its hook sits on a layer that no family calls; leave it out",
     "use_liger_kernel": "the loss is ours here; leave it out",
 }
+_UNEVEN_OPTIMIZERS = ("adafactor", "8bit", "4bit", "galore", "lomo", "apollo")
+"""They keep less or other than one number a weight, which cannot be cut to fit another number of ranks."""
 _ON_CPU = ("sdpa", "eager")
+_ORDERS = ("random", "sequential", "group_by_length")
 _BEST_METRICS = ("loss", "eval_loss")
 
 
@@ -73,13 +80,14 @@ def check(settings: Settings, *, family: Family, folder: ModelFolder, world_size
     """
     faults = [
         *_file_faults(settings),
-        *_resume_faults(settings),
+        *resume_faults(settings),
         *_number_faults(settings),
         *_data_faults(settings, family),
         *_model_faults(settings, family, folder),
         *_precision_faults(settings, family),
         *_lora_faults(settings),
         *_trainer_faults(settings),
+        *_order_faults(settings),
         *_output_faults(settings),
     ]
     config = None
@@ -93,63 +101,6 @@ def check(settings: Settings, *, family: Family, folder: ModelFolder, world_size
     raise_together(faults)
     _say_what_has_no_effect(settings, family)
     return config
-
-
-def checkpoint_to_resume(settings: Settings) -> str | None:
-    """Give the checkpoint to go on from.
-
-    Args:
-        settings: As parsed.
-
-    Returns:
-        The folder that was named; the newest of the output folder for `--resume_from_checkpoint True`; None for a start
-        from the beginning.
-
-    Raises:
-        MissingInputError: When there is no such folder.
-    """
-    asked = settings.training["resume_from_checkpoint"]
-    if not asked or asked.lower() == "false":
-        return None
-    if asked.lower() == "true":
-        # transformers writes trainer_state.json last: a folder without it is half a checkpoint.
-        whole = [file.parent for file in settings.output_dir.glob("checkpoint-*/trainer_state.json")]
-        steps = {
-            int(folder.name.removeprefix("checkpoint-")): folder for folder in whole if _STEP.fullmatch(folder.name)
-        }
-        if not steps:
-            raise MissingInputError(
-                f"resume_from_checkpoint: there must be a checkpoint to resume, but {settings.output_dir} has none; "
-                "leave the flag out to start from the beginning"
-            )
-        return str(steps[max(steps)])
-    if not (Path(asked).expanduser() / "trainer_state.json").is_file():
-        raise MissingInputError(
-            f"resume_from_checkpoint: must be a folder with trainer_state.json, but {asked} is not; name checkpoint-N"
-        )
-    return str(Path(asked).expanduser())
-
-
-def _missing_state(checkpoint: Path, *, is_deepspeed: bool) -> str | None:
-    """Name what a checkpoint lacks for going on as if nothing had happened."""
-    if is_deepspeed:
-        return None if list(checkpoint.glob("global_step*")) else "global_step* (it was not written under DeepSpeed)"
-    return None if (checkpoint / "optimizer.pt").is_file() else "optimizer.pt (written by DeepSpeed or save_only_model)"
-
-
-def _resume_faults(settings: Settings) -> Iterator[DsSftError]:
-    try:
-        checkpoint = checkpoint_to_resume(settings)
-    except MissingInputError as error:
-        yield error
-        return
-    if checkpoint is not None:
-        missing = _missing_state(Path(checkpoint), is_deepspeed=bool(settings.training["deepspeed"]))
-        if missing:
-            yield ConfigError(
-                f"resume_from_checkpoint: {checkpoint} must hold the optimizer, but lacks {missing}; resume with the "
-                "same --deepspeed setting"
-            )
 
 
 def _file_faults(settings: Settings) -> Iterator[DsSftError]:
@@ -231,6 +182,12 @@ def _trainer_faults(settings: Settings) -> Iterator[DsSftError]:
             "average_tokens_across_devices: must be True, but is False: the loss would depend on how the batch is "
             "split; leave it out"
         )
+    optim = str(getattr(training["optim"], "value", training["optim"]))
+    if any(word in optim for word in _UNEVEN_OPTIMIZERS) and not _saves_nothing(training):
+        yield ConfigError(
+            f"optim: must keep one number for each weight where checkpoints are saved, but {optim} does not; use "
+            "adamw_torch, or --save_strategy no"
+        )
     metric = training["metric_for_best_model"]
     if metric is not None and metric not in _BEST_METRICS:
         yield ConfigError(
@@ -248,6 +205,22 @@ def _trainer_faults(settings: Settings) -> Iterator[DsSftError]:
             yield ConfigError(f"report_to: must be installed (found: {told}), but is {tracker!r}; pip install it")
 
 
+def _order_faults(settings: Settings) -> Iterator[DsSftError]:
+    training = settings.training
+    if not training["dataloader_in_order"]:
+        yield ConfigError("dataloader_in_order: must be True, but is False: samples would come by chance; leave it out")
+    strategy = str(getattr(training["train_sampling_strategy"], "value", training["train_sampling_strategy"]))
+    if strategy not in _ORDERS:
+        yield ConfigError(
+            f"train_sampling_strategy: must be one of {', '.join(_ORDERS)}, but is {strategy}; group_by_length "
+            "balances ranks too"
+        )
+
+
+def _saves_nothing(training: Mapping[str, Any]) -> bool:
+    return str(training["save_strategy"]).rsplit(".", 1)[-1].lower() == "no"
+
+
 def _output_faults(settings: Settings) -> Iterator[DsSftError]:
     """Try to write into the output folder, as the only way to know whether that will work later."""
     size = settings.training["max_shard_size"]
@@ -262,6 +235,12 @@ def _output_faults(settings: Settings) -> Iterator[DsSftError]:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        owner = folder.stat().st_uid
+        if os.geteuid() not in (0, owner):
+            yield PermissionRefusedError(
+                f"output_dir: must belong to this user ({os.geteuid()}), but {folder} belongs to {owner}, who could "
+                "put links or other files there; name another folder"
+            )
         with tempfile.TemporaryFile(dir=folder):
             pass
     except PermissionError as error:

@@ -5,6 +5,8 @@ import socket
 
 import torch
 
+from ds_sft.zero.extensions import own_extensions_folder
+
 _SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -31,9 +33,12 @@ def start(*, on_cpu: bool) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # `accelerate launch --cpu` sets it, and accelerate then leaves DeepSpeed out without a word.
         os.environ.pop("ACCELERATE_USE_CPU", None)
+    # DeepSpeed unpickles what it loads; nothing of ours is loaded so, and nothing else shall be.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if "RANK" not in os.environ:
         os.environ.update(_SINGLE_PROCESS)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    own_extensions_folder()
     import deepspeed
     import deepspeed.ops
 

@@ -67,6 +67,24 @@ def stream(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Ten
             yield name, tensor.detach()
 
 
+@contextmanager
+def streamed(tensors: Mapping[str, torch.Tensor]) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+    """Hold a stream that runs to its end whatever happens, because every other rank takes part in each step of it.
+
+    Args:
+        tensors: Partitioned by ZeRO-3 or not.
+
+    Yields:
+        What `stream` gives.
+    """
+    tensors_left = stream(tensors)
+    try:
+        yield tensors_left
+    finally:
+        for _ in tensors_left:
+            pass
+
+
 def _is_partitioned(parameter: torch.Tensor) -> bool:
     # DeepSpeed marks its parameters with attributes of their own; there is no type to ask for.
     return hasattr(parameter, "ds_id")

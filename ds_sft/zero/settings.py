@@ -115,6 +115,7 @@ def deepspeed_faults(
         *_shape_faults(config),
         *_batch_faults(config, training, world_size),
         *_precision_faults(config, training),
+        *_overflow_faults(config),
         *_mirrored_faults(config, training),
         *_zero_faults(config),
     ]
@@ -200,6 +201,14 @@ def _precision_faults(config: Mapping[str, Any], training: Mapping[str, Any]) ->
         flag = bool(training[name])
         if _is_set(enabled) and bool(enabled) != flag:
             yield f'{name}.enabled: must agree with --{name} {flag}, but is {enabled!r}; set it to "auto"'
+
+
+def _overflow_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    if _section(config, "bf16").get("check_grad_overflow") is False:
+        yield (
+            "bf16.check_grad_overflow: must not be false: DeepSpeed would step on gradients that are NaN, and every "
+            "weight with them; remove it"
+        )
 
 
 def _mirrored_faults(config: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:

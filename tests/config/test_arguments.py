@@ -50,6 +50,9 @@ def test_the_lora_flags_and_their_defaults() -> None:
 def test_the_training_flags_that_differ_from_those_of_transformers() -> None:
     theirs, ours = defaults(transformers.TrainingArguments), defaults(TrainingArguments)
     assert {name: value for name, value in ours.items() if name not in theirs or theirs[name] != value} == {
+        "allow_resume_mismatch": False,
+        "nan_policy": "skip",
+        "on_save_error": "warn",
         "cache_dir": None,
         "model_max_length": 2048,
         "save_dtype": "bf16",

@@ -10,7 +10,8 @@ from ds_sft.data.account import Account, refuse_rejected, refuse_useless, report
 from ds_sft.errors import DataError
 
 COUNTERS = {"records": 3, "rejected_unknown_role": 1, "empty_answer": 0, "samples": 2, "tokens_total": 90}
-ACCOUNT = Account(Path("d.json"), "efficient", Path("/c/k.arrow"), COUNTERS, ("record 3: unknown_role: robot",))
+PARTS = {"data": "1f0c", "tokenizer": "9b2e"}
+ACCOUNT = Account(Path("d.json"), "efficient", Path("/c/k.arrow"), COUNTERS, ("record 3: unknown_role: robot",), PARTS)
 
 
 def test_the_log_tells_the_counters_and_the_rejected_records(
@@ -34,6 +35,7 @@ def test_the_folder_of_the_run_keeps_both_accounts(tmp_path: Path) -> None:
         "cache": "/c/k.arrow",
         "counters": COUNTERS,
         "rejected": ["record 3: unknown_role: robot"],
+        "parts": PARTS,
     }
     (file,) = tmp_path.iterdir()
     assert file.name == "data_counters.json"

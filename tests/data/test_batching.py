@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from ds_sft.data.batching import EpochOrder, RankBatches, group_by_length_order, shuffled_order
+from ds_sft.data.batching import RankBatches, group_by_length_order, shuffled_order
 from ds_sft.errors import ConfigError
 
 RANKS, PER_RANK = 4, 2
@@ -238,10 +238,3 @@ def test_batches_come_in_no_order_of_length(lengths: npt.NDArray[np.int32]) -> N
     order = group_by_length_order(lengths, batch_size=BATCH, seed=0, epoch=0)
     means = lengths[order].reshape(-1, BATCH).mean(axis=1)
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.1
-
-
-def test_an_order_is_asked_for_when_an_epoch_begins() -> None:
-    orders = iter([np.array([1, 0, 2]), np.array([2, 1, 0])])
-    sampler = EpochOrder(lambda: next(orders), num_samples=3)
-    assert len(sampler) == 3
-    assert [list(sampler), list(sampler)] == [[1, 0, 2], [2, 1, 0]]

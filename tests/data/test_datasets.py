@@ -414,7 +414,7 @@ def write_big(kind: str, folder: Path, num_rows: int) -> None:
 
 
 def big_dataset(kind: str, folder: Path, encoder: Encoder) -> SampleDataset:
-    account = Account(folder / "d.json", "pairs", folder / "t.arrow", {}, ())
+    account = Account(folder / "d.json", "pairs", folder / "t.arrow", {}, (), {})
     table = Table(folder / "t.arrow")
     return SupervisedDataset(table, account) if kind == "samples" else LazySupervisedDataset(table, account, encoder)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5ForConditionalGeneration
 
 from ds_sft.config.arguments import DataArguments
 from ds_sft.contracts import LayoutOptions
 from ds_sft.data.datasets import build_dataset
 from ds_sft.data.draft import Encoder
+from ds_sft.errors import SaveError
 from ds_sft.families import family_named
+from ds_sft.save import export
+from ds_sft.save.export import Finished, export_model
+from ds_sft.save.manifest import MANIFEST, faults_of, read_manifest
+from ds_sft.zero import gather
 from tests.conftest import CONFIGS
 from tests.jobs import main_flags, read_json, train_and_log
 from tests.ranks import run_ranks
@@ -136,7 +142,7 @@ def test_no_file_is_narrower_than_the_umask_and_none_is_a_pickle(exported: Expor
     os.umask(current)
     files = [file for file in exported.folder.iterdir() if file.is_file()]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~current}
-    assert {file.suffix for file in files} <= {".json", ".safetensors", ".jinja", ".md", ".yaml"}
+    assert {file.suffix for file in files} <= {".json", ".safetensors", ".jinja", ".md", ".yaml", ".lock"}
 
 
 def test_the_folder_holds_what_users_expect(exported: Exported) -> None:
@@ -152,6 +158,15 @@ def test_the_folder_holds_what_users_expect(exported: Exported) -> None:
         "trainer_state.json",
         "ds_sft.resolved.yaml",
     }
+
+
+def test_the_manifest_holds_every_file_that_loading_needs(exported: Exported) -> None:
+    assert faults_of(exported.folder) == []
+    manifest = read_manifest(exported.folder)
+    of_the_run = {"MANIFEST.json", "trainer_state.json", "train_results.json", "all_results.json"}
+    of_the_run |= {"ds_sft.resolved.yaml", "ds_sft.resolved.deepspeed.json", "data_counters.json", ".ds_sft.lock"}
+    assert set(manifest.files) == {file.name for file in exported.folder.iterdir() if file.is_file()} - of_the_run
+    assert (manifest.step, sorted(manifest.facts)) == (1, ["fingerprint", "versions"])
 
 
 def test_the_saved_tokenizer_gives_the_same_ids_and_the_text_back(exported: Exported, tiny_checkpoint: Path) -> None:
@@ -227,3 +242,64 @@ def test_a_checkpoint_without_a_start_token_learns_to_generate_from_the_one_it_w
     flags = main_flags(model, conversations_file, tmp_path / "out", max_steps=1)
     run_ranks(train_and_log, flags, world_size=1)
     assert read_json(tmp_path / "out" / "generation_config.json")["decoder_start_token_id"] == 0
+
+
+def export_tiny(checkpoint: Path, into: Path, *, finished: Finished | None = None) -> None:
+    family = family_named("flan_t5")
+    export_model(
+        T5ForConditionalGeneration.from_pretrained(checkpoint),
+        family=family,
+        tokenizer=family.load_tokenizer(checkpoint),
+        into=into,
+        dtype=torch.float32,
+        max_shard_size="300KB",
+        is_writer=True,
+        finished=finished,
+    )
+
+
+def test_an_export_of_several_files_is_whole(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export_tiny(tiny_checkpoint, tmp_path, finished=Finished(3, {"fingerprint": {"seed": 7}}))
+    assert faults_of(tmp_path) == []
+    manifest = read_manifest(tmp_path)
+    assert set(manifest.files) == {file.name for file in tmp_path.iterdir()} - {MANIFEST}
+    assert len([name for name in manifest.files if name.startswith("model-")]) > 2
+    assert (manifest.step, manifest.world_size, manifest.facts) == (3, 1, {"fingerprint": {"seed": 7}})
+
+
+def test_an_export_inside_a_checkpoint_leaves_the_manifest_to_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export_tiny(tiny_checkpoint, tmp_path)
+    assert not (tmp_path / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("operation", ["shard_writer", "_write_config", "model_card", "settled", "write_manifest"])
+def test_an_export_that_is_interrupted_has_no_manifest(
+    operation: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    export_tiny(tiny_checkpoint, tmp_path, finished=Finished(3, {}))
+    monkeypatch.setattr(export, operation, fail)
+    with pytest.raises(OSError, match="No space left"):
+        export_tiny(tiny_checkpoint, tmp_path, finished=Finished(4, {}))
+    assert faults_of(tmp_path) == ["MANIFEST.json is missing"]
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "model.safetensors.index.json", "README.md"])
+def test_a_rank_that_cannot_write_takes_part_in_gathering_all_the_same(
+    name: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Under ZeRO-3 the other ranks would wait for it for ever.
+    gathered: list[str] = []
+
+    def stream(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        for tensor in tensors.items():
+            gathered.append(tensor[0])
+            yield tensor
+
+    monkeypatch.setattr(gather, "stream", stream)
+    (tmp_path / name / "in the way").mkdir(parents=True)
+    with pytest.raises((OSError, SaveError)):
+        export_tiny(tiny_checkpoint, tmp_path, finished=Finished(3, {}))
+    assert set(gathered) >= set(load_file(tiny_checkpoint / "model.safetensors"))

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ds_sft.errors import SaveError
-from ds_sft.save import shards
+from ds_sft.save import tensors
 from ds_sft.save.shards import Plan, plan_shards, shard_writer
 
 WEIGHTS = {
@@ -46,7 +46,7 @@ def write(plan: Plan, folder: Path, weights: Mapping[str, torch.Tensor] = WEIGHT
 def test_what_is_read_is_what_was_written_in_the_planned_dtype(
     dtype: torch.dtype, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_PIECE", piece)
+    monkeypatch.setattr(tensors, "_PIECE", piece)
     write(planned(dtype), tmp_path)
     found = load_file(tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == [tmp_path / "model.safetensors"]

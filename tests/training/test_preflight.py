@@ -13,8 +13,7 @@ from ds_sft.contracts import Family
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError, ModelError
 from ds_sft.families import family_named
 from ds_sft.model.folder import ModelFolder
-from ds_sft.training.preflight import check, checkpoint_to_resume
-from tests.conftest import CONFIGS
+from ds_sft.training.preflight import check
 
 T5, YUAN2 = family_named("flan_t5"), family_named("yuan2")
 FOLDER = ModelFolder(Path("m"), {})
@@ -197,28 +196,10 @@ def test_what_has_no_effect_is_said(settings: Settings, told: pytest.LogCaptureF
     assert {record.levelname for record in told.records} == {"WARNING"}
 
 
-def test_a_checkpoint_to_resume_must_be_whole(settings: Settings, tmp_path: Path) -> None:
-    half = tmp_path / "checkpoint-7"
-    half.mkdir()
-    assert fault(training(settings, resume_from_checkpoint=str(half)), code=66) == (
-        f"resume_from_checkpoint: must be a folder with trainer_state.json, but {half} is not; name checkpoint-N"
-    )
-
-
-def test_resume_true_without_a_checkpoint_is_told(settings: Settings) -> None:
-    told = fault(training(settings, resume_from_checkpoint="True"), code=66)
-    assert told.startswith("resume_from_checkpoint: there must be a checkpoint to resume, but ")
-    assert told.endswith(" has none; leave the flag out to start from the beginning")
-
-
-def test_resume_true_takes_the_newest_whole_checkpoint(settings: Settings) -> None:
-    for step, is_whole in ((2, True), (10, True), (30, False)):
-        folder = settings.output_dir / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        if is_whole:
-            (folder / "trainer_state.json").write_text("{}")
-    asked = training(settings, resume_from_checkpoint="True")
-    assert checkpoint_to_resume(asked) == str(settings.output_dir / "checkpoint-10")
+def test_what_cannot_be_resumed_is_told_with_the_other_faults(settings: Settings) -> None:
+    given = training(settings, resume_from_checkpoint="True", seed=-1)
+    told = fault(given, code=66).splitlines()
+    assert [line.partition(":")[0] for line in told] == ["resume_from_checkpoint", "seed"]
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "adam_epsilon", "num_train_epochs", "logging_steps", "weight_decay"])
@@ -271,23 +252,20 @@ def test_the_model_folder_as_output_folder_is_refused(settings: Settings, tmp_pa
     assert fault(same).startswith("output_dir: must not be the folder of the model, but both are ")
 
 
-@pytest.mark.parametrize(
-    ("files", "deepspeed", "lacks"),
-    [
-        (["optimizer.pt"], True, "global_step*"),
-        (["global_step2"], False, "optimizer.pt"),
-    ],
-)
-def test_a_checkpoint_of_another_engine_is_not_resumed(
-    settings: Settings, tmp_path: Path, files: list[str], deepspeed: bool, lacks: str
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_bnb_8bit", "galore_adamw"])
+def test_an_optimizer_that_no_checkpoint_can_hold_is_refused_where_checkpoints_are_saved(
+    settings: Settings, optim: str
 ) -> None:
-    checkpoint = tmp_path / "checkpoint-2"
-    checkpoint.mkdir()
-    for name in ["trainer_state.json", *files]:
-        (checkpoint / name).write_text("{}")
-    config = str(CONFIGS / "zero2.json") if deepspeed else None
-    told = fault(training(settings, resume_from_checkpoint=str(checkpoint), deepspeed=config))
-    assert f"must hold the optimizer, but lacks {lacks}" in told
+    assert fault(training(settings, optim=optim, save_strategy="steps")) == (
+        f"optim: must keep one number for each weight where checkpoints are saved, but {optim} does not; use "
+        "adamw_torch, or --save_strategy no"
+    )
+    check(training(settings, optim=optim, save_strategy="no"), family=T5, folder=FOLDER, world_size=1)
+
+
+def test_a_best_loss_is_the_lowest(settings: Settings) -> None:
+    given = training(settings, load_best_model_at_end=True, greater_is_better=True)
+    assert fault(given) == "greater_is_better: must be False for a loss, but is True; leave it out"
 
 
 def test_what_config_json_cannot_be_is_told_before_anything_is_loaded(settings: Settings) -> None:

@@ -90,7 +90,7 @@ def test_label_smoothing_reaches_the_loss(
         label_smoothing_factor=0.2,
     )
     smoothed = run_ranks(train_and_log, flags, world_size=1)[0].losses[0]
-    rows = run_ranks(first_batch, flags, world_size=1)[0]
+    rows = run_ranks(first_batch, [*flags, "--output_dir", str(tmp_path / "again")], world_size=1)[0]
     model = reference_model(tiny_checkpoint, num_rows=len(family_named("flan_t5").load_tokenizer(tiny_checkpoint)))
     total, num_tokens = summed_loss(model, rows, label_smoothing=0.2)
     assert smoothed == pytest.approx(total.item() / num_tokens, abs=1e-5)

@@ -191,3 +191,13 @@ def test_the_resolved_config_is_written_beside_the_run(tmp_path: Path) -> None:
     file = write_resolved({"b": 1, "a": {"dtype": Path("x")}}, into=tmp_path)
     assert file == tmp_path / "ds_sft.resolved.deepspeed.json"
     assert json.loads(file.read_text()) == {"a": {"dtype": "x"}, "b": 1}
+
+
+def test_a_file_that_lets_deepspeed_step_on_nan_is_refused() -> None:
+    assert faults({"bf16": {"enabled": True, "check_grad_overflow": False}}) == [
+        (
+            "ds.json: bf16.check_grad_overflow: must not be false: DeepSpeed would step on gradients that are NaN, and "
+            "every weight with them; remove it"
+        )
+    ]
+    assert faults({"bf16": {"enabled": True, "check_grad_overflow": True}}) == []

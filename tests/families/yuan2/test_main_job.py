@@ -95,7 +95,8 @@ def test_the_first_loss_is_the_mean_over_the_last_answers_of_each_sample_alone(
         total -= sum(float(logs[place - 1, ids[0, place]].detach()) for place in range(-len(answer), 0))
         num_tokens += len(answer)
     assert len({len(row["input_ids"]) for row in rows}) > 1, "the lengths must be ragged for this to prove anything"
-    found = run_ranks(train_and_log, flags, world_size=1)[0].losses[0]
+    again = [*flags, "--output_dir", str(tmp_path / "again")]
+    found = run_ranks(train_and_log, again, world_size=1)[0].losses[0]
     assert found == pytest.approx(total / num_tokens, abs=1e-5)
 
 
