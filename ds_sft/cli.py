@@ -42,10 +42,12 @@ def show_version(
 @app.command(context_settings=_FLAGS_OF_TRAINING, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Fine-tune: the main job with all its flags, told by: ds-sft train --help."""
+    from ds_sft.train import STOP
     from ds_sft.train import main as main_job
 
     sys.argv = ["ds-sft train", *context.args]
-    main_job()
+    with STOP:
+        main_job()
 
 
 @app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE, epilog=flag_help())

@@ -67,8 +67,7 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except PreemptedError as error:
-        # All ranks end for the same reason and at once: nobody may be left to kill those that linger.
-        _end(error.faults if rank() == 0 else [], error.exit_code, everyone_speaks=True)
+        _end_in_order(error)
     except DsSftError as error:
         # The fault is usually the same on every rank of a host: one of them tells it.
         _end(error.faults, error.exit_code, everyone_speaks=False)
@@ -91,6 +90,13 @@ def run(main: Callable[[], object]) -> None:
         traceback.print_exc()
         line, code = _diagnosis(error)
         _end([line], code, everyone_speaks=True)
+
+
+def _end_in_order(error: PreemptedError) -> None:
+    """End all ranks at once, for the same reason: nobody may be left to kill those that linger."""
+    for line in error.faults if rank() == 0 else ():
+        print(visible(line), file=sys.stderr, flush=True)
+    _end([], error.exit_code, everyone_speaks=True)
 
 
 def _diagnosis(error: Exception) -> tuple[str, int]:

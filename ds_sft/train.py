@@ -33,7 +33,8 @@ from ds_sft.training.trainer import SftTrainer
 from ds_sft.zero import distributed
 from ds_sft.zero.extensions import watch_build_locks
 
-log = logging.getLogger(__name__)
+# By name: as a program this module is called __main__.
+log = logging.getLogger("ds_sft.train")
 
 
 def train(arguments: Sequence[str]) -> SftTrainer | None:
@@ -65,7 +66,7 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
         if settings.training["deepspeed"]:
             distributed.start(on_cpu=settings.training["use_cpu"])
         args = build_training_arguments(settings)
-        begin = where_to_begin(settings, folder=folder, data=train_dataset.account.parts)
+        begin = where_to_begin(settings, asked=asked, folder=folder, data=train_dataset.account.parts)
         if begin.is_finished:
             log.info("%s: this run is finished, there is nothing left to do", settings.output_dir)
             return None

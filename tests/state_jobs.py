@@ -150,7 +150,7 @@ def begin_on_two_hosts(
     """Ask where the run in a relative folder begins, from the working folder of a host."""
     _start()
     os.chdir(folder / f"host-{rank()}")
-    begin = where_to_begin(settings, folder=model, data=data)
+    begin = where_to_begin(settings, asked=settings, folder=model, data=data)
     return begin.is_finished, begin.checkpoint
 
 

@@ -96,8 +96,13 @@ def clear(disk: Disk) -> None:
     """
     if not disk.is_leader:
         return
-    for left in disk.folder.iterdir():
-        if left.name.startswith((_STAGING, _TRASH, _PROBE, UNFINISHED)) or _PART.fullmatch(left.name):
+    for left in list(disk.folder.iterdir()):
+        home = disk.folder / left.name.removeprefix(_TRASH)
+        if left.name.startswith(_TRASH) and not os.path.lexists(home) and not faults_of(left):
+            # It was being replaced, or removed as an old one: then it is removed again later.
+            log.info("%s is whole and gets its name back", left)
+            left.rename(home)
+        elif left.name.startswith((_STAGING, _TRASH, _PROBE, UNFINISHED)) or _PART.fullmatch(left.name):
             log.info("removing %s, which an interrupted run has left", left)
             _clear_away(left)
 

@@ -15,6 +15,7 @@ from ds_sft.zero.settings import write_resolved
 
 log = logging.getLogger(__name__)
 
+_ROUNDING = 1e-9
 _KIB_PER_GIB = 2**20
 _BYTES_PER_GIB = 2**30
 
@@ -67,6 +68,45 @@ class StopCallback(TrainerCallback):
         """
         if self._is_stopped():
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep transformers from taking a stop in the middle of an epoch for its end.
+
+        Args:
+            args: Unused.
+            state: Tells where the epoch stands.
+            control: Takes the wishes.
+            **kwargs: Unused.
+        """
+        is_at_the_end = abs((state.epoch or 0.0) - round(state.epoch or 0.0)) < _ROUNDING
+        if self._is_stopped() and not is_at_the_end:
+            control.should_log = control.should_save = control.should_evaluate = False
+
+
+class BeginCallback(TrainerCallback):
+    """Does something when transformers has set up its own counters.
+
+    Args:
+        act: What.
+    """
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do it.
+
+        Args:
+            args: Unused.
+            state: Unused.
+            control: Unused.
+            **kwargs: Unused.
+        """
+        self._act()
 
 
 class ProgressCallback(TrainerCallback):

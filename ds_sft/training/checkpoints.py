@@ -74,11 +74,14 @@ class Checkpoints:
         self._most_failures = 1 if stops_at_once else _FAILURES_IN_A_ROW
         self._failures = 0
 
-    def save(self, parts: Parts) -> None:
+    def save(self, parts: Parts) -> bool:
         """Publish a checkpoint; every rank must call this.
 
         Args:
             parts: What it holds.
+
+        Returns:
+            Whether it is there.
 
         Raises:
             SaveError: When the disk has failed too often in a row.
@@ -96,7 +99,7 @@ class Checkpoints:
                 "step %d is not saved (%d of %d failures in a row that end the run), the last checkpoint stays: %s",
                 *(step, self._failures, self._most_failures, error),
             )
-            return
+            return False
         self._failures = 0
         best = parts.state.best_model_checkpoint
         try:
@@ -104,6 +107,7 @@ class Checkpoints:
         except SaveError as error:
             log.warning("old checkpoints stay: %s", error)
         log.info("%s is saved", folder)
+        return True
 
     def _write(self, parts: Parts, staging: Path) -> Written:
         # First, because every rank takes part in it, whatever else fails.

@@ -51,11 +51,12 @@ class Begin:
     is_finished: bool
 
 
-def where_to_begin(settings: Settings, *, folder: ModelFolder, data: Mapping[str, str]) -> Begin:
+def where_to_begin(settings: Settings, *, asked: Settings, folder: ModelFolder, data: Mapping[str, str]) -> Begin:
     """Find out where a run begins, and clear away what an interrupted one has left; every rank must call this.
 
     Args:
         settings: As they are used.
+        asked: As parsed.
         folder: The model it begins with.
         data: What decides the samples, by name.
 
@@ -64,7 +65,7 @@ def where_to_begin(settings: Settings, *, folder: ModelFolder, data: Mapping[str
     """
     disk = Disk.find(settings.output_dir)
     clear(disk)
-    facts = run_facts(settings, folder=folder, data=data, world_size=world_size())
+    facts = run_facts(settings, folder=folder, data=data, world_size=world_size()) | {"asked": _asked_batch(asked)}
     # Rank zero alone exports, so it alone knows.
     is_done = together(lambda: rank() == 0 and is_finished(settings, facts=facts))[0]
     checkpoint = None if is_done else checkpoint_to_resume(settings, disk=disk, facts=facts)
@@ -106,8 +107,9 @@ def fitted_to_checkpoint(settings: Settings, *, world_size: int) -> Settings:
     """
     stored = _stored_run(settings)
     training = settings.training
-    # On as many ranks as before, another batch is another run, and refused as such.
-    if stored is None or stored.world_size == world_size:
+    # On as many ranks as before, another batch is another run, and refused as such; unless the flags are those that the
+    # run began with, and it was fitted to other ranks since.
+    if stored is None or (stored.world_size == world_size and stored.facts.get("asked") != _asked_batch(settings)):
         return settings
     wanted = stored.facts["fingerprint"][_GLOBAL_BATCH]
     if wanted == _samples_of_a_step(training, world_size) or wanted % world_size:
@@ -163,6 +165,7 @@ def checkpoint_to_resume(settings: Settings, *, disk: Disk, facts: Facts) -> Pat
             )
     if found is not None:
         refuse_another_run(found, facts, is_allowed=settings.training["allow_resume_mismatch"])
+        log.info("going on from %s", found)
     return found
 
 
@@ -272,13 +275,18 @@ def _samples_of_a_step(training: Mapping[str, Any], world_size: int) -> int:
     return int(size)
 
 
+def _asked_batch(settings: Settings) -> list[int]:
+    return [settings.training["per_device_train_batch_size"], settings.training["gradient_accumulation_steps"]]
+
+
 def _stored_run(settings: Settings) -> Manifest | None:
     """Give the manifest of the checkpoint that is probably gone on from, if it tells the samples of a step."""
     asked = settings.training["resume_from_checkpoint"]
     if _says_no(asked):
         return None
     named = asked is not None and not _says_yes(asked)
-    folders = [Path(asked).expanduser()] if named else [path for _, path in checkpoints_of(settings.output_dir)]
+    here = [*(path for _, path in checkpoints_of(settings.output_dir)), settings.output_dir]
+    folders = [Path(asked).expanduser()] if named else here
     for folder in folders:
         if not faults_of(folder, is_deep=False):
             manifest = read_manifest(folder)

@@ -16,13 +16,13 @@ from ds_sft.contracts import Family
 from ds_sft.data.batching import RankBatches
 from ds_sft.data.collate import Batch
 from ds_sft.data.fillers import WithFillers
-from ds_sft.errors import NumericsError, PreemptedError
+from ds_sft.errors import ModelError, NumericsError, PreemptedError
 from ds_sft.model.loss import token_mean_loss
 from ds_sft.save.export import Finished, export_model
-from ds_sft.save.staging import newest_whole
+from ds_sft.save.staging import newest_whole, verify
 from ds_sft.save.state import read_state
-from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, StopCallback
-from ds_sft.training.checkpoints import Checkpoints, Parts, own_part, read_shared, without_nan
+from ds_sft.training.callbacks import BeginCallback, ProgressCallback, ResolvedConfigCallback, StopCallback
+from ds_sft.training.checkpoints import Checkpoints, Parts, Plain, own_part, read_shared, without_nan
 from ds_sft.training.collator import collator_for
 from ds_sft.training.engine_state import engine_state, set_engine_state
 from ds_sft.training.evaluation import evaluation_metrics
@@ -71,6 +71,9 @@ class SftTrainer(Trainer):
         self._numerics = Numerics(args.nan_policy, args.device)
         self._spikes = Spikes()
         self._guard: StepGuard | None = None
+        self._own: Plain | None = None
+        self._shared: Plain | None = None
+        self._owes_evaluation = False
         self.is_stopped = False
         self._family = family
         self._tokenizer = tokenizer
@@ -86,7 +89,11 @@ class SftTrainer(Trainer):
             processing_class=tokenizer,
             data_collator=collator_for(family, model, tokenizer, padding_side, on_gpu=args.device.type == "cuda"),
             compute_loss_func=partial(token_mean_loss, label_smoothing=args.label_smoothing_factor),
-            callbacks=[ProgressCallback(), StopCallback(lambda: self.is_stopped)],
+            callbacks=[
+                ProgressCallback(),
+                StopCallback(lambda: self.is_stopped),
+                BeginCallback(self._put_totals_back),
+            ],
         )
         # The loss is ours alone: the model is not asked for one, and labels are already aligned with the logits.
         self.model_accepts_loss_kwargs = False
@@ -205,6 +212,7 @@ class SftTrainer(Trainer):
             )
         torch.set_rng_state(random)
         if metrics is None:
+            self._owes_evaluation = True
             self._save_checkpoint(self.model_wrapped, None)
             raise PreemptedError(f"step {self.state.global_step}: stopped while evaluating; the same command goes on")
         self.log(metrics)
@@ -281,13 +289,21 @@ class SftTrainer(Trainer):
         if resume_from_checkpoint is not None:
             checkpoint = Path(resume_from_checkpoint)
             read_state(checkpoint, model=self._bare_model(), optimizer=self._bare_optimizer())
-            set_engine_state(self, read_shared(checkpoint))
+            self._shared = read_shared(checkpoint)
+            self._own = own_part(
+                checkpoint, rank=self.args.process_index, world_size=self.args.world_size, seed=self.args.seed
+            )
+            set_engine_state(self, self._shared)
         # Loading is no part of the throughput.
         self._throughput.restart()
         return prepared
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train nothing more once the last step is done: transformers would make one more."""
+        if self._shared is not None and self._shared["owes_evaluation"]:
+            # It was stopped in the middle.
+            self._shared["owes_evaluation"] = False
+            self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -296,34 +312,50 @@ class SftTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # as transformers has it
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Put back what only this rank knew, at the one moment when transformers is ready for it."""
-        if checkpoint is None:
+        """Put back the random numbers of this rank, at the one moment when transformers is ready for it."""
+        if self._own is not None and self._own["random"] is not None:
+            set_random_state(self._own["random"])
+
+    def _put_totals_back(self) -> None:
+        """Go on with the loss that was not logged yet, and with what was counted."""
+        if self._own is None or self._shared is None:
             return
-        own = own_part(
-            Path(checkpoint), rank=self.args.process_index, world_size=self.args.world_size, seed=self.args.seed
-        )
-        shared = read_shared(Path(checkpoint))
-        if own["random"] is not None:
-            set_random_state(own["random"])
-        self._tr_loss.fill_(own["loss"])
-        self._throughput.restore(own["tokens"], tokens_seen=shared["tokens_seen"])
-        self._total_loss_scalar, self._globalstep_last_logged = shared["total_loss"], shared["last_logged"]
-        self._numerics.num_left_out, self._initial_global_step = shared["left_out"], 0
-        self._spikes.restore(shared["losses"])
+        self._tr_loss.fill_(self._own["loss"])
+        self._throughput.restore(self._own["tokens"], tokens_seen=self._shared["tokens_seen"])
+        self._total_loss_scalar, self._globalstep_last_logged = self._shared["total_loss"], self._shared["last_logged"]
+        self._numerics.num_left_out, self._initial_global_step = self._shared["left_out"], 0
+        self._spikes.restore(self._shared["losses"])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save by our own protocol: transformers' leaves half a checkpoint where it is interrupted."""
         if self._checkpoints is None:
             raise AssertionError("a trainer without checkpoints must not be asked to save one")
         self.store_flos()
+        best = self.state.best_model_checkpoint
         self._note_best()
         with self._throughput.paused():
-            self._checkpoints.save(self._parts())
+            if not self._checkpoints.save(self._parts()):
+                self.state.best_model_checkpoint = best
 
     def _load_best_model(self) -> None:
         """Put back the weights of the best checkpoint; the optimizer is not needed any more."""
         best = Path(str(self.state.best_model_checkpoint))
+        faults = verify(self._checkpoints.disk, best) if self._checkpoints else []
+        if faults:
+            raise ModelError(
+                f"load_best_model_at_end: {best} must be whole, but {faults[0]}; leave the flag out to export the last "
+                "weights"
+            )
         read_state(best, model=self._bare_model(), optimizer=self._bare_optimizer(), only_weights=True)
+
+    def _finalize_training(self, *args: Any) -> Any:
+        """Keep transformers from removing checkpoints, and from loading the best one into a run that goes on later."""
+        limit, is_best_wanted = self.args.save_total_limit, self.args.load_best_model_at_end
+        self.args.save_total_limit = None
+        self.args.load_best_model_at_end = is_best_wanted and not self.is_stopped
+        done = super()._finalize_training(*args)  # type: ignore[no-untyped-call]  # as transformers has it
+        self.args.save_total_limit, self.args.load_best_model_at_end = limit, is_best_wanted
+        return done
 
     def _note_best(self) -> None:
         if self.state.best_global_step:
@@ -343,6 +375,7 @@ class SftTrainer(Trainer):
                 "tokens_seen": self._throughput.tokens_seen,
                 "left_out": self._numerics.num_left_out,
                 "losses": self._spikes.window,
+                "owes_evaluation": self._owes_evaluation,
             },
             own={"loss": float(self._tr_loss), "tokens": self._throughput.counts},
             export=self._export,

@@ -45,12 +45,14 @@ class Block:
         state: What the optimizer keeps for it; empty before the first step.
         spans: Which parameters lie in it; padding belongs to none.
         settings: The optimizer's settings for it, its learning rate among them.
+        counts_in_tensors: Whether the optimizer counts its steps in tensors, as torch's do; DeepSpeed's take integers.
     """
 
     tensor: torch.Tensor
     state: MutableMapping[str, Any]
     spans: tuple[Span, ...]
     settings: MutableMapping[str, Any]
+    counts_in_tensors: bool
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Give what has one number for each weight: the weights themselves, then the optimizer's averages.
@@ -82,7 +84,7 @@ class Block:
 
         Args:
             arrays: Name -> dtype of what has one number for each weight.
-            numbers: Name -> value of what is counted for the whole block; an integer stays one.
+            numbers: Name -> value of what is counted for the whole block.
         """
         for name, dtype in arrays.items():
             if name != WEIGHT and name not in self.state:
@@ -90,9 +92,8 @@ class Block:
         on_device = self.settings.get("fused") or self.settings.get("capturable")
         device = self.tensor.device if on_device else torch.device("cpu")
         for name, value in numbers.items():
-            # torch's own optimizers count in tensors, DeepSpeed's in plain integers.
-            is_plain = isinstance(value, int)
-            self.state[name] = value if is_plain else torch.tensor(value, dtype=torch.float32, device=device)
+            number = torch.tensor(float(value), dtype=torch.float32, device=device)
+            self.state[name] = number if self.counts_in_tensors else int(value)
 
 
 def is_replicated(optimizer: Any) -> bool:
@@ -200,7 +201,7 @@ def _whole(names: Mapping[int, str], optimizer: torch.optim.Optimizer) -> Iterat
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             span = Span(names[id(parameter)], start=0, numel=parameter.numel(), offset=0)
-            yield Block(parameter, _state_of(optimizer, parameter), (span,), group)
+            yield Block(parameter, _state_of(optimizer, parameter), (span,), group, _counts_in_tensors(optimizer))
 
 
 def _partitioned_states(names: Mapping[int, str], optimizer: Any, groups: Any, flats: Any) -> Iterator[Block]:
@@ -216,7 +217,8 @@ def _partitioned_states(names: Mapping[int, str], optimizer: Any, groups: Any, f
             for parameter in group
             if (part := parameter._hp_mapping) is not None
         ]
-        yield Block(flat, _state_of(optimizer.optimizer, flat), tuple(spans), settings)
+        inner = optimizer.optimizer
+        yield Block(flat, _state_of(inner, flat), tuple(spans), settings, _counts_in_tensors(inner))
 
 
 def _partitioned_weights(names: Mapping[int, str], optimizer: Any) -> Iterator[Block]:
@@ -233,7 +235,8 @@ def _partitioned_weights(names: Mapping[int, str], optimizer: Any) -> Iterator[B
             offset += size
         with _in_memory(optimizer, number):
             flat = optimizer.fp32_partitioned_groups_flat[number]
-            yield Block(flat, _state_of(optimizer.optimizer, flat), tuple(spans), settings)
+            inner = optimizer.optimizer
+            yield Block(flat, _state_of(inner, flat), tuple(spans), settings, _counts_in_tensors(inner))
 
 
 @contextmanager
@@ -250,6 +253,10 @@ def _in_memory(optimizer: Any, number: int) -> Iterator[None]:
 def _state_of(optimizer: torch.optim.Optimizer, tensor: torch.Tensor) -> MutableMapping[str, Any]:
     state: MutableMapping[str, Any] = optimizer.state[tensor]
     return state
+
+
+def _counts_in_tensors(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__module__.startswith("torch.")
 
 
 def _number(name: str, value: Any) -> float:

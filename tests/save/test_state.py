@@ -288,7 +288,7 @@ class Split:
 
     def use(self) -> dict[str, Any]:
         def blocks(*_: object) -> Iterator[Block]:
-            yield Block(self.weights, self.state, self.spans, {})
+            yield Block(self.weights, self.state, self.spans, {}, counts_in_tensors=False)
 
         self._patch.setattr(state, "blocks", blocks)
         # A torch optimizer: nothing has to be brought up to date behind the blocks.

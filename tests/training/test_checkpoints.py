@@ -13,6 +13,7 @@ from ds_sft.errors import ConfigError
 from tests.conftest import CONFIGS
 from tests.jobs import Trained, is_left_alone, main_flags, read_json, train_and_log
 from tests.ranks import run_ranks
+from tests.stop_jobs import train_until
 
 STEPS = 8
 BATCH = 4
@@ -191,3 +192,128 @@ def test_another_run_is_refused_with_both_values(
     assert "learning_rate: must be 0.0003 as in" in str(caught.value)
     assert "but is 0.1; change it back, name another output_dir, or add" in str(caught.value)
     assert "num_data: must be '10' as in" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def zero2_with_optimizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DeepSpeed file with an optimizer of its own, as the files for offloading have: one group instead of two."""
+    file = tmp_path_factory.mktemp("optimizer") / "zero2.json"
+    parameters = {**dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto"), "torch_adam": True}
+    section = {"optimizer": {"type": "AdamW", "params": parameters}}
+    file.write_text(json.dumps({**read_json(CONFIGS / "zero2.json"), **section}))
+    return file
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_optimizer_of_the_deepspeed_file_goes_on_with_that_of_transformers_and_back(
+    *,
+    is_first: bool,
+    uninterrupted: Trained,
+    zero2_with_optimizer: Path,
+    tiny_checkpoint: Path,
+    conversations_file: Path,
+    tmp_path: Path,
+) -> None:
+    layouts: list[dict[str, Any]] = [{"deepspeed": zero2_with_optimizer}, ZERO3]
+    first, then = layouts if is_first else reversed(layouts)
+    output = tmp_path / "run"
+    run_ranks(train_and_log, _flags(tiny_checkpoint, conversations_file, output, world_size=2, **first), world_size=2)
+    _unfinish(output)
+    flags = _flags(tiny_checkpoint, conversations_file, output, world_size=2, **then)
+    assert run_ranks(train_and_log, flags, world_size=2)[0].losses == pytest.approx(uninterrupted.losses, abs=1e-5)
+
+
+def _unfinish(output: Path) -> None:
+    """Take away the last checkpoint and the manifest of the export."""
+    shutil.rmtree(output / "checkpoint-8")
+    (output / "MANIFEST.json").unlink()
+
+
+def test_the_command_of_two_ranks_goes_on_again_and_again_on_one(
+    uninterrupted: Trained, tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    flags = _flags(tiny_checkpoint, conversations_file, output, world_size=2)
+    run_ranks(train_and_log, flags, world_size=2)
+    _unfinish(output)
+    run_ranks(train_and_log, flags, world_size=1)
+    assert run_ranks(is_left_alone, flags, world_size=1) == [True]
+    _unfinish(output)
+    # From here on the newest checkpoint is one that a single rank wrote.
+    run_ranks(train_and_log, [*flags, "--save_steps", "3"], world_size=1)
+    _unfinish(output)
+    assert (output / "checkpoint-6").exists()
+    assert run_ranks(train_and_log, flags, world_size=1)[0].losses == pytest.approx(uninterrupted.losses, abs=1e-5)
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+
+
+def test_a_stop_keeps_the_checkpoint_it_saved_beside_the_best_one(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    changes = {"eval_data_path": conversations_file, "save_total_limit": 1, **EVALUATED}
+    flags = _flags(tiny_checkpoint, conversations_file, tmp_path, world_size=1, **changes)
+    assert run_ranks(train_until, flags, 3, world_size=1) == ["stopped after step 3; the same command goes on"]
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+
+
+def test_a_stop_in_the_middle_of_an_epoch_changes_no_line_of_the_log(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    changes = {"logging_strategy": "epoch", "save_strategy": "epoch"}
+    whole, stopped = (
+        _flags(tiny_checkpoint, conversations_file, tmp_path / name, world_size=1, **changes)
+        for name in ("whole", "stopped")
+    )
+    run_ranks(train_and_log, whole, world_size=1)
+    run_ranks(train_until, stopped, 4, world_size=1)
+    run_ranks(train_and_log, stopped, world_size=1)
+    assert _told(tmp_path / "stopped") == _told(tmp_path / "whole")
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    changes = {"eval_data_path": conversations_file, **EVALUATED}
+    whole, stopped = (
+        _flags(tiny_checkpoint, conversations_file, tmp_path / name, world_size=1, **changes)
+        for name in ("whole", "stopped")
+    )
+    run_ranks(train_and_log, whole, world_size=1)
+    run_ranks(train_until, stopped, 4, True, world_size=1)
+    run_ranks(train_and_log, stopped, world_size=1)
+    assert _told(tmp_path / "stopped") == _told(tmp_path / "whole")
+    assert _is_same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_best_checkpoint_that_is_damaged_is_never_exported(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    changes = {"eval_data_path": conversations_file, "learning_rate": 0, **EVALUATED}
+    flags = _flags(tiny_checkpoint, conversations_file, tmp_path, world_size=1, **changes)
+    run_ranks(train_until, flags, 3, world_size=1)
+    weights = tmp_path / "checkpoint-2" / "state" / "rank-0-of-1.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(AssertionError, match=r"load_best_model_at_end: .*checkpoint-2 must be whole, but"):
+        run_ranks(train_and_log, flags, world_size=1)
+    assert not (tmp_path / "MANIFEST.json").exists()
+
+
+def test_a_schedule_that_begins_with_infinity_goes_on(
+    tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "eval_data_path": conversations_file,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "warmup_steps": 0,
+    }
+    whole, stopped = (
+        _flags(tiny_checkpoint, conversations_file, tmp_path / name, world_size=1, **changes)
+        for name in ("whole", "stopped")
+    )
+    trained = run_ranks(train_and_log, whole, world_size=1)
+    run_ranks(train_until, stopped, 2, world_size=1)
+    assert run_ranks(train_and_log, stopped, world_size=1) == trained

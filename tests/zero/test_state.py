@@ -140,17 +140,17 @@ def test_an_engine_of_another_kind_is_refused() -> None:
     )
 
 
-def test_a_count_is_put_back_as_the_kind_it_was() -> None:
-    block = Block(torch.zeros(3), {}, (), {})
-    block.allocate({"weight": torch.float32, "exp_avg": torch.bfloat16}, {"step": 3.0, "plain": 3})
-    assert block.numbers() == {"step": 3.0, "plain": 3}
-    assert isinstance(block.state["step"], torch.Tensor)
-    assert isinstance(block.state["plain"], int)
+@pytest.mark.parametrize(("counts_in_tensors", "kind"), [(True, torch.Tensor), (False, int)])
+def test_a_count_becomes_what_the_living_optimizer_counts_with(counts_in_tensors: bool, kind: type) -> None:
+    block = Block(torch.zeros(3), {}, (), {}, counts_in_tensors=counts_in_tensors)
+    block.allocate({"weight": torch.float32, "exp_avg": torch.bfloat16}, {"step": 3.0})
+    assert block.numbers() == {"step": 3.0}
+    assert isinstance(block.state["step"], kind)
     assert block.state["exp_avg"].dtype == torch.bfloat16
 
 
 def test_what_is_neither_a_number_nor_one_for_each_weight_is_refused() -> None:
-    block = Block(torch.zeros(3), {"row": torch.zeros(2)}, (), {})
+    block = Block(torch.zeros(3), {"row": torch.zeros(2)}, (), {}, counts_in_tensors=True)
     with pytest.raises(
         ConfigError, match=r"^optim: must keep one number for each weight.*but keeps row as torch\.Size"
     ):
