@@ -69,11 +69,11 @@ class ShardWriter:
     Args:
         plan: Where each weight goes.
         opened: File -> the open file, its head written.
-        facts: Filled with what each file is, when all of them are there.
     """
 
     def __init__(self, plan: Plan, opened: Mapping[str, NewFile]) -> None:
         self.facts: dict[str, FileFact] = {}
+        """What each file is, as soon as all of them are there."""
         self._places = {name: opened[file] for file, weights in plan.files.items() for name in weights}
         self._planned = {name: weight for weights in plan.files.values() for name, weight in weights.items()}
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from accelerate.scheduler import AcceleratedScheduler
+from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]  # accelerate ships no types
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
