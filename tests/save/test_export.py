@@ -166,7 +166,7 @@ def test_the_manifest_holds_every_file_that_loading_needs(exported: Exported) ->
     of_the_run = {"MANIFEST.json", "trainer_state.json", "train_results.json", "all_results.json"}
     of_the_run |= {"ds_sft.resolved.yaml", "ds_sft.resolved.deepspeed.json", "data_counters.json", ".ds_sft.lock"}
     assert set(manifest.files) == {file.name for file in exported.folder.iterdir() if file.is_file()} - of_the_run
-    assert (manifest.step, sorted(manifest.facts)) == (1, ["fingerprint", "versions"])
+    assert (manifest.step, sorted(manifest.facts)) == (1, ["asked", "fingerprint", "resumable", "versions"])
 
 
 def test_the_saved_tokenizer_gives_the_same_ids_and_the_text_back(exported: Exported, tiny_checkpoint: Path) -> None:
