@@ -1,5 +1,6 @@
 """What every test may use: a tiny checkpoint, the shipped conversations, and golden files."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tokenised samples of tests stay out of the user's cache; ranks and programs are started later and inherit it."""
     os.environ["DS_SFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs; other tests may have told its logger not to pass lines on."""
+    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="ds_sft")
+    return caplog
 
 
 @pytest.fixture(scope="session")

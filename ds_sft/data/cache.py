@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ds_sft.config.caches import cache_folder
 from ds_sft.data.table import Table
 from ds_sft.data.table_file import BrokenTableError, may_replace, remove_leftovers, told_write_faults
 from ds_sft.errors import ConfigError
@@ -52,7 +53,7 @@ def cache_file(preprocessed_path: str | None, *, key: str, role: str) -> Path:
         The file.
     """
     if preprocessed_path is None:
-        return _shared_folder() / f"{key}.arrow"
+        return cache_folder() / f"{key}.arrow"
     named = Path(preprocessed_path).expanduser()
     if named.is_dir():
         return named / f"{key}.arrow"
@@ -91,13 +92,6 @@ def map_or_build(file: Path, *, parts: Parts, build: Callable[[], None]) -> Tabl
             _build(file, reason, build)
             found = Table(file)
     return found
-
-
-def _shared_folder() -> Path:
-    named = os.environ.get("DS_SFT_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ds_sft"
 
 
 def _look(file: Path, parts: Parts) -> tuple[Table | None, str]:

@@ -45,7 +45,7 @@ def export_model(
     max_shard_size: str,
     is_writer: bool,
     finished: Finished | None = None,
-) -> None:
+) -> dict[str, FileFact]:
     """Write the model; every rank must call this, one writes, and holds one whole weight at a time.
 
     Args:
@@ -57,16 +57,20 @@ def export_model(
         max_shard_size: Largest weight file, for example `5GB`.
         is_writer: Whether this rank writes.
         finished: For the manifest of the whole, written last; None for an export inside a checkpoint.
+
+    Returns:
+        File -> what it is, on the rank that writes.
     """
     plan, written = write_weights(model, into=into, dtype=dtype, max_shard_size=max_shard_size, is_writer=is_writer)
     if not is_writer:
-        return
+        return {}
     _write_config(model, family=family, into=into, dtype=dtype)
     small = ["config.json", "generation_config.json", *_write_tokenizer(tokenizer, into), "README.md"]
     _write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters))
+    files = {**written, **{name: settled(into / name) for name in [_INDEX, *small] if (into / name).is_file()}}
     if finished is not None:
-        files = {name: settled(into / name) for name in [_INDEX, *small] if (into / name).is_file()}
-        write_manifest(into, Manifest(FORMAT, finished.step, 1, {**written, **files}, finished.facts))
+        write_manifest(into, Manifest(FORMAT, finished.step, 1, files, finished.facts))
+    return files
 
 
 def write_weights(

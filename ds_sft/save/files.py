@@ -89,11 +89,7 @@ def settled(path: Path) -> FileFact:
     Returns:
         Its size and hash.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(path, os.O_NOFOLLOW)
     return fact_of(path)
 
 
@@ -140,7 +136,11 @@ def sync_folder(folder: Path) -> None:
     Args:
         folder: An existing folder.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_DIRECTORY)
+
+
+def _sync(path: Path, flag: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flag)
     try:
         os.fsync(descriptor)
     finally:

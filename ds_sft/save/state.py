@@ -133,7 +133,7 @@ class _StoredState:
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
         self._opened = ExitStack()
-        self._stretches: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+        self._stretches: dict[str, dict[str, list[tuple[Any, int]]]] = defaultdict(lambda: defaultdict(list))
         self._numbers: dict[str, dict[str, int | float]] = {}
 
     def __enter__(self) -> Self:
@@ -141,7 +141,8 @@ class _StoredState:
             known = _rank_file(file.with_suffix(".json"))
             opened = self._opened.enter_context(safe_open(file, framework="pt"))
             for key in opened.keys():  # noqa: SIM118  # a file, not a dict
-                self._stretches[key].append((opened.get_slice(key), known.starts[key.split("/", 1)[1]]))
+                array, name = key.split("/", 1)
+                self._stretches[name][array].append((opened.get_slice(key), known.starts[name]))
             self._numbers |= known.numbers
         return self
 
@@ -150,8 +151,8 @@ class _StoredState:
 
     def arrays(self, name: str) -> dict[str, torch.dtype]:
         """Give the arrays that are stored for a parameter, and their dtypes."""
-        found = [key.split("/", 1)[0] for key in self._stretches if key.split("/", 1)[1] == name]
-        return {array: self._stretches[f"{array}/{name}"][0][0][:1].dtype for array in found}
+        stretches = self._stretches.get(name, {})
+        return {array: found[0][0][:1].dtype for array, found in stretches.items()}
 
     def counted(self, names: Sequence[str]) -> dict[str, int | float]:
         """Give what the optimizer counted for parameters that one block holds together: the most of them."""
@@ -163,10 +164,11 @@ class _StoredState:
 
     def copy(self, array: str, span: Span, into: torch.Tensor) -> None:
         """Copy one stretch of one array, wherever its numbers lie; a parameter without a gradient has no averages."""
-        if array != WEIGHT and f"{array}/{span.name}" not in self._stretches:
+        stretches = self._stretches.get(span.name, {})
+        if array != WEIGHT and array not in stretches:
             return
         end, missing = span.start + span.numel, span.numel
-        for stored, start in self._stretches.get(f"{array}/{span.name}", ()):
+        for stored, start in stretches.get(array, ()):
             first, last = max(span.start, start), min(end, start + stored.get_shape()[0])
             if first < last:
                 into[first - span.start : last - span.start].copy_(stored[first - start : last - start])

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerState, set_seed
 
 from ds_sft.errors import SaveError
-from ds_sft.save.files import settled, write_new_json
+from ds_sft.save.files import write_new_json
 from ds_sft.save.staging import Disk, Written, publish, retain
 from ds_sft.save.state import own_of, read_own, write_state
 from ds_sft.training.random_state import random_state
@@ -40,9 +40,8 @@ class Parts:
         state: transformers' record of the run.
         shared: What all ranks know alike.
         own: What only this rank knows.
-        export: Writes the model for inference into a folder; every rank takes part in it.
+        export: Writes the model for inference into a folder, with all ranks, and tells what this rank wrote.
         world_size: Number of ranks.
-        is_exporter: Whether this rank writes the export.
         is_resumable: Whether weights and optimizer are kept beside the export.
     """
 
@@ -51,9 +50,8 @@ class Parts:
     state: TrainerState
     shared: Plain
     own: Plain
-    export: Callable[[Path], None]
+    export: Callable[[Path], Written]
     world_size: int
-    is_exporter: bool
     is_resumable: bool
 
 
@@ -111,9 +109,7 @@ class Checkpoints:
 
     def _write(self, parts: Parts, staging: Path) -> Written:
         # First, because every rank takes part in it, whatever else fails.
-        parts.export(staging)
-        exported = [path for path in staging.iterdir() if path.is_file()] if parts.is_exporter else []
-        written = {path.name: settled(path) for path in exported}
+        written = dict(parts.export(staging))
         if self.disk.is_leader:
             written[_STATE] = write_new_json(staging / _STATE, without_nan(asdict(parts.state)))
             written[_RUN] = write_new_json(staging / _RUN, without_nan(parts.shared))

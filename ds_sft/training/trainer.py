@@ -19,7 +19,7 @@ from ds_sft.data.fillers import WithFillers
 from ds_sft.errors import ModelError, NumericsError, PreemptedError
 from ds_sft.model.loss import token_mean_loss
 from ds_sft.save.export import Finished, export_model
-from ds_sft.save.staging import newest_whole, verify
+from ds_sft.save.staging import Written, newest_whole, verify
 from ds_sft.save.state import read_state
 from ds_sft.training.callbacks import BeginCallback, ProgressCallback, ResolvedConfigCallback, StopCallback
 from ds_sft.training.checkpoints import Checkpoints, Parts, Plain, own_part, read_shared, without_nan
@@ -232,8 +232,8 @@ class SftTrainer(Trainer):
         with self._throughput.paused():
             together(lambda: self._export(into, finished))
 
-    def _export(self, into: Path, finished: Finished | None = None) -> None:
-        export_model(
+    def _export(self, into: Path, finished: Finished | None = None) -> Written:
+        return export_model(
             self.accelerator.unwrap_model(self.model),
             family=self._family,
             tokenizer=self._tokenizer,
@@ -380,7 +380,6 @@ class SftTrainer(Trainer):
             own={"loss": float(self._tr_loss), "tokens": self._throughput.counts},
             export=self._export,
             world_size=self.args.world_size,
-            is_exporter=self.is_world_process_zero(),
             is_resumable=not self.args.save_only_model,
         )
 

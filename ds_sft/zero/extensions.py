@@ -16,6 +16,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from ds_sft.config.caches import cache_folder
+
 log = logging.getLogger(__name__)
 
 _VARIABLE = "TORCH_EXTENSIONS_DIR"
@@ -32,7 +34,7 @@ def own_extensions_folder() -> Path:
     if not os.environ.get(_VARIABLE):
         python = f"py{sys.version_info.major}{sys.version_info.minor}"
         name = "_".join((version("torch"), version("deepspeed"), python, _accelerator()))
-        os.environ[_VARIABLE] = str(_cache_folder() / "torch_extensions" / name)
+        os.environ[_VARIABLE] = str(cache_folder() / "torch_extensions" / name)
     return Path(os.environ[_VARIABLE])
 
 
@@ -71,14 +73,6 @@ def _accelerator() -> str:
     if told["hip"]:
         return f"rocm{told['hip'].replace('.', '')}"
     return f"cu{told['cuda'].replace('.', '')}" if told["cuda"] else "cpu"
-
-
-def _cache_folder() -> Path:
-    """Give the folder that tokenised samples lie in too."""
-    named = os.environ.get("DS_SFT_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ds_sft"
 
 
 def _look(ended: threading.Event, after_seconds: float, every_seconds: float, clock: Callable[[], float]) -> None:

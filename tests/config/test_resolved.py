@@ -1,6 +1,5 @@
 """The settings a run really has are shown where they differ, and kept as a recipe that repeats it."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ MANY = [
     *["--lr_scheduler_kwargs", '{"num_cycles": 2}', "--run_name", "é: 1", "--eval_strategy", "steps"],
     *["--report_to", "none", "--warmup_steps", "0.1", "--save_total_limit", "1"],
 ]
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 def test_only_settings_that_are_not_at_their_default_are_shown(told: pytest.LogCaptureFixture) -> None:

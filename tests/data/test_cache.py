@@ -1,6 +1,5 @@
 """Samples are built once, whoever races or dies, and a file of others or a damaged one is never believed."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -65,14 +64,6 @@ def run(program: str, file: Path, **environment: str) -> "subprocess.Popen[str]"
 def file(tmp_path: Path) -> Path:
     """Where the samples are to be."""
     return tmp_path / "folder" / "samples.arrow"
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 def test_samples_are_built_once_and_mapped_afterwards(file: Path, told: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 import pickle
 import subprocess
 import sys
@@ -48,14 +47,6 @@ def encoder(tiny_checkpoint: Path) -> Encoder:
     """The tiny model's tokenizer, with a limit that no sample reaches."""
     family = family_named("flan_t5")
     return Encoder(family, family.load_tokenizer(tiny_checkpoint), LayoutOptions(512))
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A checkpoint is whole or not there, on every rank and every disk, and old ones leave only for a whole new one."""
 
 import errno
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,14 +35,6 @@ FAILURES: dict[str, tuple[BaseException, type[BaseException], str]] = {
     "value": (ValueError("NaN"), ValueError, "NaN"),
     "Ctrl-C": (KeyboardInterrupt("^C"), KeyboardInterrupt, r"\^C"),
 }
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 @pytest.fixture

@@ -1,20 +1,11 @@
 """One line for each logging step, with the figures a user looks for, from rank zero only."""
 
-import logging
 import re
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ds_sft.training.callbacks import ProgressCallback, training_line
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 def line(logs: dict[str, float], state: TrainerState, *, seconds_left: float = 0.0) -> str:

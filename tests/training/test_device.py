@@ -1,7 +1,5 @@
 """Without a GPU training goes to the CPU by itself, and every change is said."""
 
-import logging
-
 import pytest
 import torch
 
@@ -10,14 +8,6 @@ from ds_sft.errors import ConfigError
 from ds_sft.training.device import on_this_device
 
 NEEDED = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 def see_gpu(monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:

@@ -1,6 +1,5 @@
 """Numbers that are not finite are left out, told, and end a run that does not recover; jumps of the loss are told."""
 
-import logging
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -23,14 +22,6 @@ OPTIMIZERS: dict[str, Callable[[Sequence[torch.Tensor]], torch.optim.Optimizer]]
     "AdamW, fused": lambda weights: torch.optim.AdamW(weights, lr=0.1, fused=True),
     "SGD, momentum": lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9),
 }
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 def judge(numerics: Numerics, step: int, *, is_finite: bool = False) -> bool:

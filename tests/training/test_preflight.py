@@ -1,6 +1,5 @@
 """Every fault in the settings is found before anything is loaded, and all are told at once."""
 
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +24,6 @@ def settings(tmp_path: Path) -> Settings:
     (tmp_path / "data.json").write_text("[]")
     flags = {"model_name_or_path": "m", "data_path": tmp_path / "data.json", "output_dir": tmp_path / "out"}
     return parse([word for name, value in flags.items() for word in (f"--{name}", str(value))])
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 def training(settings: Settings, **changes: Any) -> Settings:

@@ -1,7 +1,6 @@
 """A run goes on only from a whole checkpoint of the same run, and every other case is told with its remedy."""
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +31,6 @@ FACTS: Facts = {
     "versions": {"ds_sft": "1.0", "torch": "2.13.0"},
 }
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 @pytest.fixture
