@@ -179,6 +179,8 @@ class Family:
         encode_text: Gives the ids of text in which nothing is a control token, whatever it reads.
         model_class: Picks the model class from config.json's content and the names of the stored weights.
         published_config: Rewrites config.json so that every reader of the format sees what was trained.
+        lora_targets: Linear layers that get an adapter unless the user names others.
+        kept_in_16_bits: Linear layers that QLoRA does not quantise.
         write_tiny_checkpoint: Makes a small random checkpoint with a tokenizer trained on the given texts.
     """
 
@@ -198,4 +200,6 @@ class Family:
     encode_text: EncodeText
     model_class: Callable[[Mapping[str, Any], frozenset[str]], type[PreTrainedModel]]
     published_config: Callable[[PreTrainedModel, dict[str, Any]], dict[str, Any]]
+    lora_targets: tuple[str, ...]
+    kept_in_16_bits: tuple[str, ...]
     write_tiny_checkpoint: Callable[[Path, Sequence[str]], None]

@@ -24,6 +24,7 @@ from ds_sft.model.load import load_model
 from ds_sft.model.vocab import smart_tokenizer_and_embedding_resize
 from ds_sft.reporting import rank, run, set_up_logging
 from ds_sft.save.lock import output_lock
+from ds_sft.training.adapters import frozen_as, with_adapters
 from ds_sft.training.checkpoints import Checkpoints
 from ds_sft.training.device import on_this_device
 from ds_sft.training.preflight import check
@@ -70,12 +71,20 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
         if begin.is_finished:
             log.info("%s: this run is finished, there is nothing left to do", settings.output_dir)
             return None
-        model = load_model(folder, family=family, args=args, attn_implementation=settings.model.attn_implementation)
-        smart_tokenizer_and_embedding_resize(family.special_tokens, family.other_tokens, tokenizer, model)
-        refuse_small_disk(model, args=args, into=settings.output_dir)
+        model = load_model(
+            folder,
+            family=family,
+            args=args,
+            attn_implementation=settings.model.attn_implementation,
+            frozen=frozen_as(settings.lora, family=family),
+        )
+        added = smart_tokenizer_and_embedding_resize(family.special_tokens, family.other_tokens, tokenizer, model)
+        adapters = with_adapters(model, added, settings=settings, args=args, family=family, tokenizer=tokenizer)
+        refuse_small_disk(model, args=args, into=settings.output_dir, is_adapted=adapters is not None)
 
         trainer = SftTrainer(
             model=model,
+            adapters=adapters,
             args=args,
             family=family,
             tokenizer=tokenizer,

@@ -18,15 +18,28 @@ __all__ = ["DataArguments", "LoraArguments", "ModelArguments", "TrainingArgument
 
 @dataclass
 class LoraArguments:
-    """Adapters; giving `--lora_r` asks for them."""
+    """Adapters; giving `--lora_r` or `--lora_weight_path` asks for them."""
 
-    lora_r: int | None = field(default=None, metadata={"help": "Rank of the adapters."})
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of the adapters; asks for them."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters, before division by the rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
-    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that get an adapter."})
-    lora_weight_path: str | None = field(default=None, metadata={"help": "Adapter to continue."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Linear layers that get an adapter, or all-linear; the family's own choice by default."},
+    )
+    lora_weight_path: str | None = field(default=None, metadata={"help": "Folder of an adapter to continue."})
     lora_bias: Literal["none", "all", "lora_only"] = field(default="none", metadata={"help": "Biases to train."})
-    q_lora: bool = field(default=False, metadata={"help": "Hold the frozen base model in 4 bits."})
+    use_rslora: bool = field(default=False, metadata={"help": "Divide the scale by the square root of the rank."})
+    use_dora: bool = field(default=False, metadata={"help": "Train the length of each weight row apart (DoRA)."})
+    lora_init: Literal["pissa", "olora", "eva", "loftq"] | None = field(
+        default=None, metadata={"help": "How adapters begin, instead of at zero."}
+    )
+    q_lora: bool = field(default=False, metadata={"help": "Hold the frozen base model in 4 bits (NF4)."})
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether adapters train instead of the model."""
+        return self.lora_r is not None or self.lora_weight_path is not None
 
 
 @dataclass
@@ -35,8 +48,8 @@ class TrainingArguments(transformers.TrainingArguments):
 
     cache_dir: str | None = field(default=None, metadata={"help": CACHE_DIR_HELP})
     model_max_length: int = field(default=MODEL_MAX_LENGTH, metadata={"help": MODEL_MAX_LENGTH_HELP})
-    save_dtype: Literal["bf16", "fp16", "fp32"] = field(
-        default="bf16", metadata={"help": "Number format of the exported weights."}
+    save_dtype: Literal["bf16", "fp16", "fp32"] | None = field(
+        default=None, metadata={"help": "Number format of the exported weights: bf16, but fp32 for adapters."}
     )
     max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of exported weights."})
     allow_resume_mismatch: bool = field(
@@ -68,3 +81,16 @@ class TrainingArguments(transformers.TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Search for parameters without a gradient; our families use all of theirs."}
     )
+
+
+def save_dtype(args: TrainingArguments, *, is_adapted: bool) -> str:
+    """Give the number format of the export.
+
+    Args:
+        args: Of the run.
+        is_adapted: Whether adapters are exported; they are small, so nothing is rounded unless the user says so.
+
+    Returns:
+        `bf16`, `fp16` or `fp32`.
+    """
+    return args.save_dtype or ("fp32" if is_adapted else "bf16")

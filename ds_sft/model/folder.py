@@ -1,5 +1,6 @@
 """A model folder on disk: finding or fetching it, and reading its config.json; no torch."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from ds_sft.errors import MissingInputError, ModelError
 
 _WANTED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _PICKLED_WEIGHTS = "pytorch_model*.bin"
+_SAMPLED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,26 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file}: must be a JSON object, but is a {type(content).__name__}; restore the file")
     return content
+
+
+def digest_of_model(folder: ModelFolder) -> str:
+    """Digest config.json, and the size, beginning and end of each weight file: whole ones would take minutes.
+
+    Args:
+        folder: Of the checkpoint.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    found = hashlib.sha256((folder.path / "config.json").read_bytes())
+    for file in sorted([*folder.path.glob("*.safetensors"), *folder.path.glob("*.bin")]):
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            found.update(f"{file.name} {size}".encode())
+            for place in (0, max(0, size - _SAMPLED_BYTES)):
+                stream.seek(place)
+                found.update(stream.read(_SAMPLED_BYTES))
+    return found.hexdigest()
 
 
 def _fetch(name: str, cache_dir: str | None) -> Path:

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,29 +15,52 @@ from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import Family
 from ds_sft.errors import ModelError, raise_together
 from ds_sft.model.folder import ModelFolder
+from ds_sft.model.lora import refuse_unknown_targets
+from ds_sft.model.quantisation import in_4_bits
 from ds_sft.model.weights import Shapes, differing_ties, refuse_loading_faults, stored_shapes, weight_faults
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """How a model is held that only adapters train.
+
+    Args:
+        targets: Linear layers that must be there, or `all-linear`.
+        is_quantised: Whether in 4 bits.
+    """
+
+    targets: Sequence[str] | str
+    is_quantised: bool
+
+
 def load_model(
-    folder: ModelFolder, *, family: Family, args: TrainingArguments, attn_implementation: str
+    folder: ModelFolder,
+    *,
+    family: Family,
+    args: TrainingArguments,
+    attn_implementation: str,
+    frozen: Frozen | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint with its family's class.
 
     Weights are held in fp32, and autocast computes in bf16; only under DeepSpeed, which keeps fp32 copies of its own,
-    are they held in 16 bits. Under ZeRO-3, from_pretrained asks the living arguments for the partitioning.
+    and where it is frozen, are they held in 16 bits. Under ZeRO-3, from_pretrained asks the living arguments for the
+    partitioning.
 
     Args:
         folder: The checkpoint.
         family: Its card.
         args: Tell precision, engine and the length of sequences.
         attn_implementation: For example `sdpa`.
+        frozen: For a model that only adapters train.
 
     Returns:
         The model in training mode.
 
     Raises:
+        ConfigError: When there is no such layer for an adapter; before any weight is read.
         ModelError: When weights are missing, left over or of another shape, each by name.
     """
     shapes = stored_shapes(folder.path)
@@ -43,10 +68,12 @@ def load_model(
     config = _config(folder, kind, family.fit_context(folder.config, args.model_max_length))
     empty = _empty_model(folder, kind, config)
     raise_together(weight_faults(empty, shapes, where=str(folder.path)))
+    if frozen:
+        refuse_unknown_targets(empty, frozen.targets)
     _untie_what_differs(folder, kind, empty, shapes)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    dtype = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+    dtype = torch.bfloat16 if args.bf16 and (args.deepspeed or frozen) else torch.float32
     try:
         loaded: Any = kind.from_pretrained(
             folder.path,
@@ -54,6 +81,7 @@ def load_model(
             dtype=dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            **(in_4_bits(family, computes_in=dtype) if frozen and frozen.is_quantised else {}),
         )
     except (OSError, KeyError) as error:
         reason = " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """Grows the vocabulary of a tokenizer and its model together, before the engine exists."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -75,3 +76,31 @@ def _replace(model: nn.Module, old: torch.Tensor, new: nn.Parameter) -> None:
                     module.num_embeddings = new.shape[0]
                 elif isinstance(module, nn.Linear):
                     module.out_features = new.shape[0]
+
+
+def new_token_ids(
+    special_tokens_dict: Mapping[str, str],
+    other_tokens: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    *,
+    num_added: int,
+) -> list[int]:
+    """Give the tokens that the model has not been trained on: those that were added to its tokenizer or its table.
+
+    Args:
+        special_tokens_dict: As for `smart_tokenizer_and_embedding_resize`.
+        other_tokens: As for `smart_tokenizer_and_embedding_resize`.
+        tokenizer: Grown.
+        model: Grown.
+        num_added: Rows that were added.
+
+    Returns:
+        Ids, ascending. Rows that a table has in reserve are among them, as T5's 32128 for 32100 pieces.
+    """
+    names = [*special_tokens_dict.values(), *other_tokens]
+    ids: Any = tokenizer.convert_tokens_to_ids(names)
+    num_rows = full_shape(_weight(model.get_input_embeddings()))[0]
+    return sorted(
+        {*(number for number in ids if number >= tokenizer.vocab_size), *range(num_rows - num_added, num_rows)}
+    )

@@ -29,6 +29,28 @@ print(tokenizer.decode(written{answer}, skip_special_tokens=True))
 The settings of the run are in `ds_sft.resolved.yaml`, its losses in `trainer_state.json`.
 """
 
+_ADAPTER_TEXT = """---
+{metadata}
+---
+
+# Adapter for {family}
+
+{parameters:,} parameters of LoRA adapters and new token rows, fine-tuned on conversations with ds_sft {version}.
+
+## Load it
+
+```python
+from peft import PeftModel
+from transformers import AutoTokenizer, {auto_class}
+{knows}
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = {auto_class}.from_pretrained("{base}")
+{grow}model = PeftModel.from_pretrained(model, "PATH")
+```
+
+`ds-sft merge PATH --output_dir OUT` makes a model of its own of it.
+"""
+
 
 def model_card(*, family: Family, num_parameters: int) -> str:
     """Write the README.md of a checkpoint.
@@ -47,8 +69,43 @@ def model_card(*, family: Family, num_parameters: int) -> str:
         family=family.name,
         parameters=num_parameters,
         version=__version__,
-        auto_class="AutoModelForSeq2SeqLM" if family.is_encoder_decoder else "AutoModelForCausalLM",
-        knows="import ds_sft  # makes these classes know the model\n" if family.auto_modules else "",
+        auto_class=_auto_class(family),
+        knows=_knows(family),
         answer="" if family.is_encoder_decoder else '[prompt["input_ids"].shape[1] :]',
     )
     return str(ModelCard(content))
+
+
+def adapter_card(*, family: Family, base: str, num_parameters: int, num_rows: int | None) -> str:
+    """Write the README.md of an adapter.
+
+    Args:
+        family: Card of the model.
+        base: Folder or hub name of the model.
+        num_parameters: Of the adapter.
+        num_rows: Rows that the model's table must be given before; None where it is large enough.
+
+    Returns:
+        Markdown with YAML front matter.
+    """
+    task = "text2text-generation" if family.is_encoder_decoder else "text-generation"
+    tags = ["ds_sft", "deepspeed", "lora", family.name]
+    content = _ADAPTER_TEXT.format(
+        metadata=ModelCardData(library_name="peft", pipeline_tag=task, tags=tags).to_yaml(),
+        family=family.name,
+        parameters=num_parameters,
+        version=__version__,
+        auto_class=_auto_class(family),
+        knows=_knows(family),
+        base=base,
+        grow=f"model.resize_token_embeddings({num_rows})\n" if num_rows else "",
+    )
+    return str(ModelCard(content))
+
+
+def _auto_class(family: Family) -> str:
+    return "AutoModelForSeq2SeqLM" if family.is_encoder_decoder else "AutoModelForCausalLM"
+
+
+def _knows(family: Family) -> str:
+    return "import ds_sft  # makes these classes know the model\n" if family.auto_modules else ""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,9 @@ def export_model(
     if not is_writer:
         return {}
     _write_config(model, family=family, into=into, dtype=dtype)
-    small = ["config.json", "generation_config.json", *_write_tokenizer(tokenizer, into), "README.md"]
-    _write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters))
-    files = {**written, **{name: settled(into / name) for name in [_INDEX, *small] if (into / name).is_file()}}
-    if finished is not None:
-        write_manifest(into, Manifest(FORMAT, finished.step, 1, files, finished.facts))
-    return files
+    small = [_INDEX, "config.json", "generation_config.json", *write_tokenizer(tokenizer, into), "README.md"]
+    write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters))
+    return finish(into, weights=written, small=small, finished=finished)
 
 
 def write_weights(
@@ -89,18 +86,57 @@ def write_weights(
         What went where, and what each file is, on the rank that writes.
     """
     tensors = stored_tensors(model)
-    plan = plan_shards(_as_written(tensors, dtype), max_shard_size=max_shard_size)
-    with streamed(tensors) as weights:
+    plan = plan_shards(as_written(tensors, dtype), max_shard_size=max_shard_size)
+    facts = write_tensors(tensors, plan, into=into, is_writer=is_writer)
+    if is_writer:
+        _write_index(plan, into)
+    return plan, facts
+
+
+def write_tensors(
+    tensors: Mapping[str, torch.Tensor], plan: Plan, *, into: Path, is_writer: bool
+) -> dict[str, FileFact]:
+    """Write tensors where a plan puts them; every rank must call this, one writes, and holds one whole one at a time.
+
+    Args:
+        tensors: Partitioned by ZeRO-3 or not.
+        plan: Of the same names.
+        into: The folder; made when absent.
+        is_writer: Whether this rank writes.
+
+    Returns:
+        What each file is, on the rank that writes.
+    """
+    with streamed(tensors) as whole:
         if not is_writer:
-            return plan, {}
+            return {}
         into.mkdir(parents=True, exist_ok=True)
         # From here on the folder is not what an earlier manifest says.
         (into / MANIFEST).unlink(missing_ok=True)
         with shard_writer(plan, into) as writer:
-            for name, tensor in weights:
+            for name, tensor in whole:
                 writer.write(name, tensor)
-        _write_index(plan, into)
-    return plan, writer.facts
+    return writer.facts
+
+
+def finish(
+    into: Path, *, weights: Mapping[str, FileFact], small: Sequence[str], finished: Finished | None
+) -> dict[str, FileFact]:
+    """Bring the small files of an export to the disk, and write the manifest of the whole.
+
+    Args:
+        into: The folder.
+        weights: What the weight files are.
+        small: Names of other files; those that are not there are left out.
+        finished: For the manifest; None for an export inside a checkpoint.
+
+    Returns:
+        File -> what it is.
+    """
+    files = {**weights, **{name: settled(into / name) for name in small if (into / name).is_file()}}
+    if finished is not None:
+        write_manifest(into, Manifest(FORMAT, finished.step, 1, files, finished.facts))
+    return files
 
 
 def _write_config(model: PreTrainedModel, *, family: Family, into: Path, dtype: torch.dtype) -> None:
@@ -114,8 +150,16 @@ def _write_config(model: PreTrainedModel, *, family: Family, into: Path, dtype: 
         write_json(into / "generation_config.json", json.loads(model.generation_config.to_json_string()))
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> list[str]:
-    """Save the tokenizer under the class name that transformers 4 knows too, and give the names of its files."""
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> list[str]:
+    """Save the tokenizer under the class name that transformers 4 knows too.
+
+    Args:
+        tokenizer: Of the model.
+        into: The folder.
+
+    Returns:
+        The names of its files.
+    """
     names = [Path(file).name for file in tokenizer.save_pretrained(into)]
     file = into / "tokenizer_config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -125,8 +169,16 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> list[str
     return names
 
 
-def _as_written(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Give tensors without storage in the shapes and dtypes of the export; integers stay what they are."""
+def as_written(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Give tensors without storage in the shapes and dtypes of an export.
+
+    Args:
+        tensors: Partitioned by ZeRO-3 or not.
+        dtype: Of floating-point numbers; integers stay what they are.
+
+    Returns:
+        Name -> tensor of the meta device.
+    """
     return {
         name: torch.empty(
             full_shape(tensor), dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="meta"
@@ -147,7 +199,13 @@ def _write_index(plan: Plan, into: Path) -> None:
         (into / _INDEX).unlink(missing_ok=True)
 
 
-def _write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Write a text file under another name and rename it.
+
+    Args:
+        file: Replaced when it exists.
+        text: Its content.
+    """
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
@@ -160,4 +218,4 @@ def write_json(file: Path, content: Any) -> None:
         file: Replaced when it exists.
         content: Anything JSON can hold.
     """
-    _write_text(file, json.dumps(content, indent=2, sort_keys=True, default=str, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(content, indent=2, sort_keys=True, default=str, ensure_ascii=False) + "\n")

@@ -24,6 +24,7 @@ from ds_sft.errors import (
     raise_together,
 )
 from ds_sft.model.folder import ModelFolder
+from ds_sft.training.lora_rules import lora_faults
 from ds_sft.training.resume import resume_faults
 from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
 
@@ -85,7 +86,6 @@ def check(settings: Settings, *, family: Family, folder: ModelFolder, world_size
         *_data_faults(settings, family),
         *_model_faults(settings, family, folder),
         *_precision_faults(settings, family),
-        *_lora_faults(settings),
         *_trainer_faults(settings),
         *_order_faults(settings),
         *_output_faults(settings),
@@ -98,6 +98,7 @@ def check(settings: Settings, *, family: Family, folder: ModelFolder, world_size
             faults += deepspeed_faults(config, path=Path(file), training=settings.training, world_size=world_size)
         except DsSftError as error:
             faults.append(error)
+    faults += lora_faults(settings, folder=folder, deepspeed=config)
     raise_together(faults)
     _say_what_has_no_effect(settings, family)
     return config
@@ -159,15 +160,6 @@ def _precision_faults(settings: Settings, family: Family) -> Iterator[DsSftError
             yield ConfigError(
                 f"{precision}: {family.name} must not be trained in it, but {told}: {reason}; "
                 "use --bf16 True, or neither flag for fp32"
-            )
-
-
-def _lora_faults(settings: Settings) -> Iterator[DsSftError]:
-    lora = settings.lora
-    for name, value in (("lora_r", lora.lora_r), ("lora_weight_path", lora.lora_weight_path), ("q_lora", lora.q_lora)):
-        if value is not None and value is not False:
-            yield ConfigError(
-                f"{name}: adapters are not in this version, but it is {value}; leave it out to train fully"
             )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ds_sft import __version__
 from ds_sft.config.parse import Settings
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError, ModelError, raise_together
-from ds_sft.model.folder import ModelFolder
+from ds_sft.model.folder import ModelFolder, digest_of_model
 from ds_sft.reporting import rank
 from ds_sft.save.manifest import MANIFEST, Manifest, faults_of, is_resumable, read_manifest
 from ds_sft.save.staging import Disk, checkpoints_of, clear, newest_whole, verify
@@ -31,7 +31,7 @@ _SETTINGS = (
 _DATA = ("data", "tokenizer", "family", "layout", "num_data")
 _PACKAGES = ("torch", "transformers", "deepspeed", "accelerate")
 _GLOBAL_BATCH = "samples of a step"
-_SAMPLED_BYTES = 1 << 20
+ADAPTERS = "adapters"
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ def run_facts(settings: Settings, *, folder: ModelFolder, data: Mapping[str, str
     """
     training = settings.training
     fingerprint = {
-        "model": _digest_of_model(folder),
+        "model": digest_of_model(folder),
         **{name: data[name] for name in _DATA},
         _GLOBAL_BATCH: _samples_of_a_step(training, world_size),
         **{name: _plain(training[name]) for name in _SETTINGS},
+        ADAPTERS: asdict(settings.lora) if settings.lora.is_asked else None,
     }
     versions = {"ds_sft": __version__, "code": data["code"], **{name: version(name) for name in _PACKAGES}}
     return {"fingerprint": fingerprint, "versions": versions}
@@ -299,19 +300,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tup
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
             yield name, old.get(name), new.get(name)
-
-
-def _digest_of_model(folder: ModelFolder) -> str:
-    """Digest config.json, and the size, beginning and end of each weight file: whole ones would take minutes."""
-    found = hashlib.sha256((folder.path / "config.json").read_bytes())
-    for file in sorted([*folder.path.glob("*.safetensors"), *folder.path.glob("*.bin")]):
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            found.update(f"{file.name} {size}".encode())
-            for place in (0, max(0, size - _SAMPLED_BYTES)):
-                stream.seek(place)
-                found.update(stream.read(_SAMPLED_BYTES))
-    return found.hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ds_sft.config.arguments import TrainingArguments
+from ds_sft.config.arguments import TrainingArguments, save_dtype
 from ds_sft.errors import SaveError
 from ds_sft.save.staging import checkpoints_of
 from ds_sft.zero.gather import full_shape, stored_tensors
@@ -17,24 +17,26 @@ _MASTER_WEIGHT = 4
 _ADAM_AVERAGES = 8
 
 
-def refuse_small_disk(model: nn.Module, *, args: TrainingArguments, into: Path) -> None:
+def refuse_small_disk(model: nn.Module, *, args: TrainingArguments, into: Path, is_adapted: bool) -> None:
     """Make sure that checkpoints and export will fit, as far as that can be foretold.
 
     Args:
         model: Partitioned or not.
         args: Say whether checkpoints are saved, how many stay, and the number format of the export.
         into: The output folder.
+        is_adapted: Whether only what trains is exported.
 
     Raises:
         SaveError: When they will not.
     """
-    exported = sum(math.prod(full_shape(tensor)) for tensor in stored_tensors(model).values()) * _BYTES[args.save_dtype]
+    trained = sum(math.prod(full_shape(weight)) for weight in model.parameters() if weight.requires_grad)
+    whole = sum(math.prod(full_shape(tensor)) for tensor in stored_tensors(model).values())
+    exported = (trained if is_adapted else whole) * _BYTES[save_dtype(args, is_adapted=is_adapted)]
     num_checkpoints, checkpoint = 0, 0
     if str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
         # One more than stay: the old ones go only when the new one is whole.
         num_checkpoints = (args.save_total_limit or 1) + 1
         averages = _ADAM_AVERAGES if "adam" in str(args.optim) or args.deepspeed else 0
-        trained = sum(math.prod(full_shape(weight)) for weight in model.parameters() if weight.requires_grad)
         checkpoint = exported + (0 if args.save_only_model else trained * (_MASTER_WEIGHT + averages))
     there = sum(file.stat().st_size for _, folder in checkpoints_of(into) for file in folder.rglob("*"))
     needed, free = exported + num_checkpoints * checkpoint, shutil.disk_usage(into).free + there

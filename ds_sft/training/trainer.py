@@ -10,13 +10,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from ds_sft.config.arguments import TrainingArguments
+from ds_sft.config.arguments import TrainingArguments, save_dtype
 from ds_sft.contracts import Family
 from ds_sft.data.batching import RankBatches
 from ds_sft.data.collate import Batch
 from ds_sft.data.fillers import WithFillers
 from ds_sft.errors import PreemptedError
+from ds_sft.model.lora import Adapters
 from ds_sft.model.loss import token_mean_loss
+from ds_sft.save.adapter import export_adapter
 from ds_sft.save.export import Finished, export_model
 from ds_sft.save.staging import Written
 from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, StopCallback
@@ -36,7 +38,8 @@ class SftTrainer(ResumingTrainer):
     """Trains with a loss that is normalised by the supervised tokens of the whole global batch.
 
     Args:
-        model: With its vocabulary grown and its adapters attached.
+        model: With its vocabulary grown.
+        adapters: What trains instead of the model; None for the whole model.
         args: Training arguments.
         family: Card of the model.
         tokenizer: Saved beside the model.
@@ -51,6 +54,7 @@ class SftTrainer(ResumingTrainer):
         self,
         *,
         model: PreTrainedModel,
+        adapters: Adapters | None = None,
         args: TrainingArguments,
         family: Family,
         tokenizer: PreTrainedTokenizerBase,
@@ -63,10 +67,11 @@ class SftTrainer(ResumingTrainer):
         self._is_stop_asked = is_stop_asked
         self._family = family
         self._tokenizer = tokenizer
-        self._save_dtype = _DTYPES[args.save_dtype]
+        self._adapters = adapters
+        self._save_dtype = _DTYPES[save_dtype(args, is_adapted=adapters is not None)]
         self._max_shard_size = args.max_shard_size
         super().__init__(
-            model=model,
+            model=adapters.model if adapters else model,
             args=args,
             checkpoints=checkpoints,
             throughput=Throughput(args.device, counts_targets=family.is_encoder_decoder),
@@ -215,16 +220,18 @@ class SftTrainer(ResumingTrainer):
             together(lambda: self._export(into, finished))
 
     def _export(self, into: Path, finished: Finished | None = None) -> Written:
-        return export_model(
-            self.accelerator.unwrap_model(self.model),
-            family=self._family,
-            tokenizer=self._tokenizer,
-            into=into,
-            dtype=self._save_dtype,
-            max_shard_size=self._max_shard_size,
-            is_writer=self.is_world_process_zero(),
-            finished=finished,
-        )
+        to: dict[str, Any] = {
+            "family": self._family,
+            "tokenizer": self._tokenizer,
+            "into": into,
+            "dtype": self._save_dtype,
+            "is_writer": self.is_world_process_zero(),
+            "finished": finished,
+        }
+        if self._adapters:
+            num_rows = self._adapters.num_rows
+            return export_adapter(self._adapters.tensors(), self._adapters.config(), num_rows=num_rows, **to)
+        return export_model(self.accelerator.unwrap_model(self.model), max_shard_size=self._max_shard_size, **to)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Look at loss and gradients of every step, before torch's optimizers use them; DeepSpeed looks by itself.

@@ -70,5 +70,7 @@ FAMILY = Family(
     encode_text=_encode_text,
     model_class=_model_class,
     published_config=_published_config,
+    lora_targets=("q", "v"),
+    kept_in_16_bits=("wo", "lm_head"),
     write_tiny_checkpoint=_write_tiny_checkpoint,
 )

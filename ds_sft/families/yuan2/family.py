@@ -65,5 +65,7 @@ FAMILY = Family(
     encode_text=_encode_text,
     model_class=_model_class,
     published_config=_published_config,
+    lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+    kept_in_16_bits=("lm_head",),
     write_tiny_checkpoint=_write_tiny_checkpoint,
 )

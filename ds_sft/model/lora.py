@@ -1,0 +1,272 @@
+"""Low-rank adapters (Hu 2021, "LoRA") on a frozen model; the rows of new tokens train with them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from ds_sft.config.arguments import LoraArguments
+from ds_sft.contracts import Family
+from ds_sft.errors import ConfigError
+from ds_sft.model.new_rows import ROWS, new_rows_of, table_of, train_new_rows
+from ds_sft.zero.gather import full_shape
+
+log = logging.getLogger(__name__)
+
+ALL_LINEAR = "all-linear"
+PREFIX = "base_model.model."
+"""Stands before every name in an adapter file, as peft has it."""
+_ADAPTER = "default"
+_PERCENT = 100.0
+_STORED_ROWS = "token_adapter.trainable_tokens_delta"
+_CHANGES_BASE = ("pissa", "olora")
+_SIDES = ("lora_A", "lora_B")
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """Tokens that a run adds to a model.
+
+    Args:
+        ids: Ascending; their rows train.
+        num_added: How many rows the table was given for them; the others had been there in reserve.
+    """
+
+    ids: Sequence[int]
+    num_added: int
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """A model with adapters.
+
+    Args:
+        model: The frozen model with trainable parts.
+        base_name: Folder or hub name of the frozen model.
+        new_tokens: Tokens whose rows train.
+        task_type: peft's word for the kind of model.
+        initial: Name -> first value of each `lora_A` and `lora_B` that was taken out of the frozen weights.
+    """
+
+    model: PeftModel
+    base_name: str
+    new_tokens: NewTokens
+    task_type: str
+    initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows that plain peft's user must give the model's table before loading; None where it is large enough."""
+        if not self.new_tokens.num_added:
+            return None
+        return full_shape(table_of(self.model.get_input_embeddings()))[0]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Give what an adapter file holds.
+
+        Returns:
+            Name in peft's words -> tensor as this rank holds it.
+        """
+        trained = {_stored_name(name): weight for name, weight in self._trained().items()}
+        return trained | self._stored_rows() | self._on_original_base(trained)
+
+    def row_names(self) -> list[str]:
+        """Give the names of new rows in an adapter file.
+
+        Returns:
+            Names in peft's words.
+        """
+        return list(self._stored_rows())
+
+    def config(self) -> dict[str, Any]:
+        """Give the content of adapter_config.json.
+
+        Returns:
+            What plain peft needs to load the adapter on the original model.
+        """
+        content = self.model.peft_config[_ADAPTER].to_dict()
+        content |= {"base_model_name_or_path": self.base_name, "inference_mode": True, "task_type": self.task_type}
+        content |= {"trainable_token_indices": self._stored_indices() or None, "init_lora_weights": True}
+        if isinstance(content["target_modules"], set):
+            content["target_modules"] = sorted(content["target_modules"])
+        if self.initial:
+            # Twice the rank at the same scale: alpha / r, or alpha / sqrt(r) for rank-stabilised adapters.
+            factor = 2**0.5 if content["use_rslora"] else 2
+            content |= {"r": 2 * content["r"], "lora_alpha": factor * content["lora_alpha"]}
+        return dict(content)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {
+            name: weight
+            for name, weight in self.model.named_parameters()
+            if weight.requires_grad and name.rpartition(".")[-1] != ROWS
+        }
+
+    def _stored_rows(self) -> dict[str, torch.Tensor]:
+        """Give the new rows under all names that peft looks for."""
+        found = dict(self.model.named_modules(remove_duplicate=False))
+        return {f"{PREFIX}{path}.{_STORED_ROWS}": found[PREFIX + path].rows for path in self._stored_indices()}
+
+    def _stored_indices(self) -> dict[str, list[int]]:
+        """Give the token ids for each module that peft shall wrap.
+
+        Where input and head share a table, peft finds the others that share it by itself. Where they do not, every one
+        is named, and the head's ids stand in another order: peft 0.21.2 takes modules with equal lists for tied ones
+        whenever config.json ties them, and transformers 5 says that of every T5.
+        """
+        if not self.new_tokens.ids:
+            return {}
+        paths = {path.removeprefix(PREFIX): module for path, module in new_rows_of(self.model)}
+        head = self.model.get_output_embeddings()
+        own = next(iter(paths.values())).rows
+        if head.rows is own:
+            return {next(iter(paths)): list(self.new_tokens.ids)}
+        ids = list(self.new_tokens.ids)
+        return {path: ids[::-1] if module is head else ids for path, module in paths.items()}
+
+    def _on_original_base(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Put the adapters together with what was taken out of the frozen weights: B A - B0 A0, of twice the rank."""
+        return {
+            name: torch.cat([trained[name].detach(), -first if "lora_B" in name else first], dim=int("lora_B" in name))
+            for name, first in self.initial.items()
+        }
+
+
+def attach_adapters(  # the parts of a run
+    model: PreTrainedModel,
+    config: LoraConfig,
+    *,
+    family: Family,
+    base_name: str,
+    new_tokens: NewTokens,
+    seed: int,
+    holds_16_bits: bool,
+) -> Adapters:
+    """Freeze a model and put adapters beside its linear layers.
+
+    Args:
+        model: With its vocabulary grown; partitioned by ZeRO-3 or not. Changed in place.
+        config: Of peft.
+        family: Its card.
+        base_name: Folder or hub name of the model, for adapter_config.json.
+        new_tokens: Tokens whose rows train.
+        seed: Of the first values of the adapters; they depend on nothing else.
+        holds_16_bits: Whether what trains has the dtype of the model, because DeepSpeed keeps fp32 copies; else it is
+            held in fp32.
+
+    Returns:
+        The model with its adapters.
+    """
+    refuse_embeddings(model, config, new_tokens.ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=not holds_16_bits)
+    if not isinstance(adapted, PeftModel):
+        raise TypeError(f"peft must give a PeftModel, but gave {type(adapted).__name__}")
+    if new_tokens.ids:
+        dtype = table_of(model.get_input_embeddings()).dtype if holds_16_bits else torch.float32
+        train_new_rows(model, new_tokens.ids, dtype=dtype)
+    changes_base = config.init_lora_weights in _CHANGES_BASE
+    initial = {
+        _stored_name(name): weight.detach().clone()
+        for name, weight in adapted.named_parameters()
+        if changes_base and weight.requires_grad and any(side in name for side in _SIDES)
+    }
+    task_type = "SEQ_2_SEQ_LM" if family.is_encoder_decoder else "CAUSAL_LM"
+    _say_how_much_trains(adapted)
+    return Adapters(adapted, base_name, new_tokens, task_type, initial)
+
+
+def lora_config(lora: LoraArguments, *, family: Family) -> LoraConfig:
+    """Put the flags in peft's words.
+
+    Args:
+        lora: With a rank.
+        family: Names the modules that get an adapter unless the user does.
+
+    Returns:
+        The config.
+    """
+    return LoraConfig(
+        r=lora.lora_r or 0,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets_of(lora, family=family),
+        bias=lora.lora_bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=lora.lora_init or True,
+    )
+
+
+def targets_of(lora: LoraArguments, *, family: Family) -> list[str] | str:
+    """Give the modules that get an adapter.
+
+    Args:
+        lora: The flags.
+        family: Its card.
+
+    Returns:
+        Ends of module names, or `all-linear`.
+    """
+    asked = lora.lora_target_modules or list(family.lora_targets)
+    return ALL_LINEAR if asked == [ALL_LINEAR] else asked
+
+
+def refuse_unknown_targets(model: nn.Module, targets: Sequence[str] | str) -> None:
+    """Make sure that every target is a linear layer of the model.
+
+    Args:
+        model: With storage or without.
+        targets: Ends of module names, or `all-linear`.
+
+    Raises:
+        ConfigError: With the layers that there are.
+    """
+    if targets == ALL_LINEAR:
+        return
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    known = sorted({path.rpartition(".")[-1] for path in linear})
+    for target in targets:
+        if not any(path == target or path.endswith(f".{target}") for path in linear):
+            raise ConfigError(
+                f"lora_target_modules: every name must be a linear layer of the model, but {target!r} is none; there "
+                f"are {', '.join(known)}"
+            )
+
+
+def refuse_embeddings(model: PreTrainedModel, config: LoraConfig, token_ids: Sequence[int]) -> None:
+    """Refuse an adapter on a head whose new rows train: it would change those rows twice.
+
+    Args:
+        model: The model.
+        config: Of peft.
+        token_ids: Tokens whose rows train.
+
+    Raises:
+        ConfigError: When the head is a target.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    path = next(path for path, module in model.named_modules() if module is head)
+    if token_ids and not isinstance(config.target_modules, str) and path in (config.target_modules or ()):
+        raise ConfigError(
+            f"lora_target_modules: must not have the head where new tokens are added, because their rows train as a "
+            f"whole, but has {path!r}; leave it out"
+        )
+
+
+def _stored_name(name: str) -> str:
+    """Put a parameter's name in the words of peft's files: without the adapter's name, and DoRA's vector as itself."""
+    stored = name.replace(f".{_ADAPTER}", "")
+    return stored.removesuffix(".weight") if stored.endswith("lora_magnitude_vector.weight") else stored
+
+
+def _say_how_much_trains(model: nn.Module) -> None:
+    sizes = [(full_shape(weight).numel(), weight.requires_grad) for weight in model.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    log.info("adapters: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", _PERCENT * trained / total)

@@ -1,0 +1,153 @@
+"""Rows of an embedding that train while the table around them is frozen: those of the tokens that a run adds.
+
+peft has such a layer too (`trainable_token_indices`), and the files are in its form, so that plain peft reads them. Its
+layer, as of 0.21.2, is not used in training: under ZeRO-3 it asks for a CUDA device even on a CPU
+(tuners/trainable_tokens/layer.py), it copies the whole table at every forward, and behind a head it makes the gradient
+of the whole table to keep ten rows of it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ds_sft.zero.gather import gathered
+
+ROWS = "rows"
+
+
+class NewRowsEmbedding(nn.Module):
+    """An embedding some of whose rows are looked up in a small table of their own.
+
+    Args:
+        base: The frozen embedding.
+        rows: Shape [R, H].
+        token_ids: Which rows they are, ascending.
+    """
+
+    def __init__(self, base: nn.Module, rows: nn.Parameter, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = rows
+        self.token_ids: torch.Tensor
+        self.register_buffer("token_ids", torch.tensor(token_ids, device=rows.device), persistent=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen table, shape [V, H]; transformers asks an embedding for its dtype and device this way."""
+        return table_of(self.base)
+
+    @property
+    def padding_idx(self) -> int | None:
+        """Of the frozen embedding."""
+        index: int | None = self.base.padding_idx  # type: ignore[assignment]  # nn.Embedding has it
+        return index
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Look tokens up.
+
+        Args:
+            input_ids: Shape [B, T].
+
+        Returns:
+            Shape [B, T, H].
+        """
+        states: torch.Tensor = self.base(input_ids)
+        place = torch.searchsorted(self.token_ids, input_ids).clamp(max=len(self.token_ids) - 1)
+        is_new = self.token_ids[place] == input_ids
+        own = functional.embedding(place, self.rows).to(states.dtype)
+        return torch.where(is_new[..., None], own, states)
+
+
+class NewRowsHead(nn.Module):
+    """An output head some of whose rows are in a small table of their own.
+
+    Args:
+        base: The frozen head.
+        rows: Shape [R, H].
+        token_ids: Which rows they are, ascending.
+    """
+
+    def __init__(self, base: nn.Module, rows: nn.Parameter, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = rows
+        self.token_ids: torch.Tensor
+        self.register_buffer("token_ids", torch.tensor(token_ids, device=rows.device), persistent=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen table, shape [V, H]."""
+        return table_of(self.base)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Score all tokens.
+
+        Args:
+            states: Shape [..., H].
+
+        Returns:
+            Shape [..., V].
+        """
+        scores: torch.Tensor = self.base(states)
+        own = functional.linear(states, self.rows.to(states.dtype)).to(scores.dtype)
+        return scores.index_copy(-1, self.token_ids, own)
+
+
+def train_new_rows(model: PreTrainedModel, token_ids: Sequence[int], *, dtype: torch.dtype) -> None:
+    """Let the rows of some tokens train, in every embedding that shares the input's table and in the head.
+
+    Args:
+        model: All of its embeddings are frozen; partitioned by ZeRO-3 or not.
+        token_ids: Of the tokens, ascending.
+        dtype: Of the new parameters.
+    """
+    table, head = table_of(model.get_input_embeddings()), model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    rows = _rows(table, token_ids, dtype)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.Embedding) and module.weight is table:
+            _put(model, path, NewRowsEmbedding(module, rows, token_ids))
+        elif module is head:
+            own = rows if table_of(head) is table else _rows(table_of(head), token_ids, dtype)
+            _put(model, path, NewRowsHead(head, own, token_ids))
+
+
+def new_rows_of(model: nn.Module) -> Iterator[tuple[str, NewRowsEmbedding | NewRowsHead]]:
+    """Give the modules that have new rows.
+
+    Args:
+        model: Any.
+
+    Yields:
+        Path and module.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, NewRowsEmbedding | NewRowsHead):
+            yield path, module
+
+
+def table_of(module: nn.Module) -> torch.Tensor:
+    """Give the table of an embedding or a head.
+
+    Args:
+        module: It.
+
+    Returns:
+        Shape [V, H]; empty where ZeRO-3 holds it elsewhere.
+    """
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"an embedding's weight must be a tensor, but is a {type(weight).__name__}")
+    return weight
+
+
+def _rows(table: torch.Tensor, token_ids: Sequence[int], dtype: torch.dtype) -> nn.Parameter:
+    with gathered([table]), torch.no_grad():
+        return nn.Parameter(table.detach()[list(token_ids)].to(dtype, copy=True))
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

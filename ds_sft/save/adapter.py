@@ -1,0 +1,57 @@
+"""Writes adapters so that plain peft loads them: their tensors alone, settings, tokenizer, card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ds_sft.contracts import Family
+from ds_sft.save.card import adapter_card
+from ds_sft.save.export import Finished, as_written, finish, write_json, write_tensors, write_text, write_tokenizer
+from ds_sft.save.files import FileFact
+from ds_sft.save.shards import Plan
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def export_adapter(  # noqa: PLR0913  # the parts of an adapter
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    *,
+    family: Family,
+    tokenizer: PreTrainedTokenizerBase,
+    num_rows: int | None,
+    into: Path,
+    dtype: torch.dtype,
+    is_writer: bool,
+    finished: Finished | None = None,
+) -> dict[str, FileFact]:
+    """Write an adapter; every rank must call this, one writes, and nothing of the frozen model is gathered.
+
+    Args:
+        tensors: Name in peft's words -> tensor, partitioned by ZeRO-3 or not.
+        config: Content of adapter_config.json.
+        family: Card of the model.
+        tokenizer: Saved beside it; its new tokens have rows in the adapter.
+        num_rows: Rows that the model's table was given; None where it is as large as ever.
+        into: The folder; files of the same names are replaced.
+        dtype: Of the tensors.
+        is_writer: Whether this rank writes.
+        finished: For the manifest of the whole, written last; None for an export inside a checkpoint.
+
+    Returns:
+        File -> what it is, on the rank that writes.
+    """
+    # One file, because peft reads no other.
+    plan = Plan({WEIGHTS: as_written(tensors, dtype)}, index=None)
+    weights = write_tensors(tensors, plan, into=into, is_writer=is_writer)
+    if not is_writer:
+        return {}
+    write_json(into / CONFIG, dict(config))
+    names = write_tokenizer(tokenizer, into)
+    base = str(config["base_model_name_or_path"])
+    card = adapter_card(family=family, base=base, num_parameters=plan.num_parameters, num_rows=num_rows)
+    write_text(into / "README.md", card)
+    return finish(into, weights=weights, small=[CONFIG, *names, "README.md"], finished=finished)
