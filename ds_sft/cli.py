@@ -84,6 +84,29 @@ def preview(
     _show(lines(context.args, look))
 
 
+@app.command()
+def merge(  # its flags
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option("--output_dir", "--output-dir", help="Folder of the new model.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model_name_or_path", "--model-name-or-path", help="The model, where it has moved."),
+    ] = None,
+    save_dtype: Annotated[
+        str | None, typer.Option("--save_dtype", "--save-dtype", help="bf16, fp16 or fp32; as stored by default.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option("--max_shard_size", "--max-shard-size", help="Largest file.")] = "5GB",
+    *,
+    json: JsonFlag = False,
+) -> None:
+    """Make a model of its own of an adapter and its model, weight by weight."""
+    from ds_sft.tools.merge import Request
+    from ds_sft.tools.merge import merge as lines
+
+    set_up_logging()
+    _show(lines(Request(adapter, output_dir, model, save_dtype, max_shard_size, is_json=json)))
+
+
 def main() -> None:
     """Run a verb and leave with a documented exit code."""
     run(app)

@@ -79,7 +79,9 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
             frozen=frozen_as(settings.lora, family=family),
         )
         added = smart_tokenizer_and_embedding_resize(family.special_tokens, family.other_tokens, tokenizer, model)
-        adapters = with_adapters(model, added, settings=settings, args=args, family=family, tokenizer=tokenizer)
+        adapters = with_adapters(
+            model, added, settings=settings, args=args, folder=folder, family=family, tokenizer=tokenizer
+        )
         refuse_small_disk(model, args=args, into=settings.output_dir, is_adapted=adapters is not None)
 
         trainer = SftTrainer(

@@ -63,21 +63,16 @@ def load_model(
         ConfigError: When there is no such layer for an adapter; before any weight is read.
         ModelError: When weights are missing, left over or of another shape, each by name.
     """
-    shapes = stored_shapes(folder.path)
-    kind = family.model_class(folder.config, frozenset(shapes))
-    config = _config(folder, kind, family.fit_context(folder.config, args.model_max_length))
-    empty = _empty_model(folder, kind, config)
-    raise_together(weight_faults(empty, shapes, where=str(folder.path)))
+    empty = empty_model(folder, family=family, max_tokens=args.model_max_length)
     if frozen:
         refuse_unknown_targets(empty, frozen.targets)
-    _untie_what_differs(folder, kind, empty, shapes)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     dtype = torch.bfloat16 if args.bf16 and (args.deepspeed or frozen) else torch.float32
     try:
-        loaded: Any = kind.from_pretrained(
+        loaded: Any = type(empty).from_pretrained(
             folder.path,
-            config=config,
+            config=empty.config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             output_loading_info=True,
@@ -90,6 +85,29 @@ def load_model(
     refuse_loading_faults(loaded[1], where=str(folder.path))
     model.train()
     return model
+
+
+def empty_model(folder: ModelFolder, *, family: Family, max_tokens: int) -> PreTrainedModel:
+    """Make the model of a checkpoint without storage, and hold it against the stored weights.
+
+    Args:
+        folder: The checkpoint.
+        family: Its card.
+        max_tokens: Length of sequences.
+
+    Returns:
+        The model on the meta device; a head that is stored with values of its own is not tied in its config.
+
+    Raises:
+        ModelError: When weights are missing, left over or of another shape, each by name.
+    """
+    shapes = stored_shapes(folder.path)
+    kind = family.model_class(folder.config, frozenset(shapes))
+    config = _config(folder, kind, family.fit_context(folder.config, max_tokens))
+    empty = _empty_model(folder, kind, config)
+    raise_together(weight_faults(empty, shapes, where=str(folder.path)))
+    _untie_what_differs(folder, kind, empty, shapes)
+    return empty
 
 
 def _config(folder: ModelFolder, kind: type[PreTrainedModel], content: dict[str, Any]) -> PreTrainedConfig:

@@ -21,24 +21,27 @@ log = logging.getLogger(__name__)
 ALL_LINEAR = "all-linear"
 PREFIX = "base_model.model."
 """Stands before every name in an adapter file, as peft has it."""
+STORED_ROWS = "token_adapter.trainable_tokens_delta"
+"""Ends the name of new rows there."""
 _ADAPTER = "default"
 _PERCENT = 100.0
-_STORED_ROWS = "token_adapter.trainable_tokens_delta"
 _CHANGES_BASE = ("pissa", "olora")
 _SIDES = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
-class NewTokens:
-    """Tokens that a run adds to a model.
+class Base:
+    """The model that adapters belong to.
 
     Args:
-        ids: Ascending; their rows train.
-        num_added: How many rows the table was given for them; the others had been there in reserve.
+        name: Its folder, or its name on the hub.
+        new_tokens: Tokens that are new to it, ascending; their rows train.
+        is_as_stored: Whether neither its table was grown nor its positions were scaled.
     """
 
-    ids: Sequence[int]
-    num_added: int
+    name: str
+    new_tokens: Sequence[int]
+    is_as_stored: bool
 
 
 @dataclass(frozen=True)
@@ -47,24 +50,15 @@ class Adapters:
 
     Args:
         model: The frozen model with trainable parts.
-        base_name: Folder or hub name of the frozen model.
-        new_tokens: Tokens whose rows train.
+        base: The frozen model.
         task_type: peft's word for the kind of model.
         initial: Name -> first value of each `lora_A` and `lora_B` that was taken out of the frozen weights.
     """
 
     model: PeftModel
-    base_name: str
-    new_tokens: NewTokens
+    base: Base
     task_type: str
     initial: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def num_rows(self) -> int | None:
-        """Rows that plain peft's user must give the model's table before loading; None where it is large enough."""
-        if not self.new_tokens.num_added:
-            return None
-        return full_shape(table_of(self.model.get_input_embeddings()))[0]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Give what an adapter file holds.
@@ -90,7 +84,7 @@ class Adapters:
             What plain peft needs to load the adapter on the original model.
         """
         content = self.model.peft_config[_ADAPTER].to_dict()
-        content |= {"base_model_name_or_path": self.base_name, "inference_mode": True, "task_type": self.task_type}
+        content |= {"base_model_name_or_path": self.base.name, "inference_mode": True, "task_type": self.task_type}
         content |= {"trainable_token_indices": self._stored_indices() or None, "init_lora_weights": True}
         if isinstance(content["target_modules"], set):
             content["target_modules"] = sorted(content["target_modules"])
@@ -110,24 +104,21 @@ class Adapters:
     def _stored_rows(self) -> dict[str, torch.Tensor]:
         """Give the new rows under all names that peft looks for."""
         found = dict(self.model.named_modules(remove_duplicate=False))
-        return {f"{PREFIX}{path}.{_STORED_ROWS}": found[PREFIX + path].rows for path in self._stored_indices()}
+        return {f"{PREFIX}{path}.{STORED_ROWS}": found[PREFIX + path].rows for path in self._stored_indices()}
 
     def _stored_indices(self) -> dict[str, list[int]]:
         """Give the token ids for each module that peft shall wrap.
 
         Where input and head share a table, peft finds the others that share it by itself. Where they do not, every one
-        is named, and the head's ids stand in another order: peft 0.21.2 takes modules with equal lists for tied ones
+        is named, and the head's ids stand the other way round: peft 0.21.2 takes modules with equal lists for tied ones
         whenever config.json ties them, and transformers 5 says that of every T5.
         """
-        if not self.new_tokens.ids:
+        if not self.base.new_tokens:
             return {}
         paths = {path.removeprefix(PREFIX): module for path, module in new_rows_of(self.model)}
-        head = self.model.get_output_embeddings()
-        own = next(iter(paths.values())).rows
-        if head.rows is own:
-            return {next(iter(paths)): list(self.new_tokens.ids)}
-        ids = list(self.new_tokens.ids)
-        return {path: ids[::-1] if module is head else ids for path, module in paths.items()}
+        first, head = next(iter(paths)), self.model.get_output_embeddings()
+        is_tied = head.rows is paths[first].rows
+        return {path: module.token_ids.tolist() for path, module in paths.items() if path == first or not is_tied}
 
     def _on_original_base(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Put the adapters together with what was taken out of the frozen weights: B A - B0 A0, of twice the rank."""
@@ -142,8 +133,7 @@ def attach_adapters(  # the parts of a run
     config: LoraConfig,
     *,
     family: Family,
-    base_name: str,
-    new_tokens: NewTokens,
+    base: Base,
     seed: int,
     holds_16_bits: bool,
 ) -> Adapters:
@@ -153,8 +143,7 @@ def attach_adapters(  # the parts of a run
         model: With its vocabulary grown; partitioned by ZeRO-3 or not. Changed in place.
         config: Of peft.
         family: Its card.
-        base_name: Folder or hub name of the model, for adapter_config.json.
-        new_tokens: Tokens whose rows train.
+        base: What the adapters belong to.
         seed: Of the first values of the adapters; they depend on nothing else.
         holds_16_bits: Whether what trains has the dtype of the model, because DeepSpeed keeps fp32 copies; else it is
             held in fp32.
@@ -162,15 +151,15 @@ def attach_adapters(  # the parts of a run
     Returns:
         The model with its adapters.
     """
-    refuse_embeddings(model, config, new_tokens.ids)
+    refuse_embeddings(model, config, base.new_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, autocast_adapter_dtype=not holds_16_bits)
     if not isinstance(adapted, PeftModel):
         raise TypeError(f"peft must give a PeftModel, but gave {type(adapted).__name__}")
-    if new_tokens.ids:
+    if base.new_tokens:
         dtype = table_of(model.get_input_embeddings()).dtype if holds_16_bits else torch.float32
-        train_new_rows(model, new_tokens.ids, dtype=dtype)
+        train_new_rows(model, base.new_tokens, dtype=dtype)
     changes_base = config.init_lora_weights in _CHANGES_BASE
     initial = {
         _stored_name(name): weight.detach().clone()
@@ -179,7 +168,7 @@ def attach_adapters(  # the parts of a run
     }
     task_type = "SEQ_2_SEQ_LM" if family.is_encoder_decoder else "CAUSAL_LM"
     _say_how_much_trains(adapted)
-    return Adapters(adapted, base_name, new_tokens, task_type, initial)
+    return Adapters(adapted, base, task_type, initial)
 
 
 def lora_config(lora: LoraArguments, *, family: Family) -> LoraConfig:

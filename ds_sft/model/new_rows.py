@@ -67,7 +67,7 @@ class NewRowsHead(nn.Module):
     Args:
         base: The frozen head.
         rows: Shape [R, H].
-        token_ids: Which rows they are, ascending.
+        token_ids: Which rows they are, in any order.
     """
 
     def __init__(self, base: nn.Module, rows: nn.Parameter, token_ids: Sequence[int]) -> None:
@@ -109,9 +109,12 @@ def train_new_rows(model: PreTrainedModel, token_ids: Sequence[int], *, dtype: t
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.Embedding) and module.weight is table:
             _put(model, path, NewRowsEmbedding(module, rows, token_ids))
+        elif module is head and table_of(head) is table:
+            _put(model, path, NewRowsHead(head, rows, token_ids))
         elif module is head:
-            own = rows if table_of(head) is table else _rows(table_of(head), token_ids, dtype)
-            _put(model, path, NewRowsHead(head, own, token_ids))
+            # The other way round, as peft's files must have them: see `Adapters`.
+            ids = token_ids[::-1]
+            _put(model, path, NewRowsHead(head, _rows(table_of(head), ids, dtype), ids))
 
 
 def new_rows_of(model: nn.Module) -> Iterator[tuple[str, NewRowsEmbedding | NewRowsHead]]:

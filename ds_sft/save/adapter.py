@@ -14,15 +14,17 @@ from ds_sft.save.files import FileFact
 from ds_sft.save.shards import Plan
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MODEL_CONFIG = "model_config.json"
 
 
 def export_adapter(  # noqa: PLR0913  # the parts of an adapter
     tensors: Mapping[str, torch.Tensor],
     config: Mapping[str, Any],
+    model_config: Mapping[str, Any],
     *,
     family: Family,
     tokenizer: PreTrainedTokenizerBase,
-    num_rows: int | None,
+    fits_plain_peft: bool,
     into: Path,
     dtype: torch.dtype,
     is_writer: bool,
@@ -33,9 +35,10 @@ def export_adapter(  # noqa: PLR0913  # the parts of an adapter
     Args:
         tensors: Name in peft's words -> tensor, partitioned by ZeRO-3 or not.
         config: Content of adapter_config.json.
+        model_config: Content of the config.json that a merged model needs.
         family: Card of the model.
         tokenizer: Saved beside it; its new tokens have rows in the adapter.
-        num_rows: Rows that the model's table was given; None where it is as large as ever.
+        fits_plain_peft: Whether the model is as it is stored, neither its table grown nor its positions scaled.
         into: The folder; files of the same names are replaced.
         dtype: Of the tensors.
         is_writer: Whether this rank writes.
@@ -50,8 +53,9 @@ def export_adapter(  # noqa: PLR0913  # the parts of an adapter
     if not is_writer:
         return {}
     write_json(into / CONFIG, dict(config))
+    write_json(into / MODEL_CONFIG, dict(model_config))
     names = write_tokenizer(tokenizer, into)
     base = str(config["base_model_name_or_path"])
-    card = adapter_card(family=family, base=base, num_parameters=plan.num_parameters, num_rows=num_rows)
+    card = adapter_card(family=family, base=base, num_parameters=plan.num_parameters, fits_plain_peft=fits_plain_peft)
     write_text(into / "README.md", card)
-    return finish(into, weights=weights, small=[CONFIG, *names, "README.md"], finished=finished)
+    return finish(into, weights=weights, small=[CONFIG, MODEL_CONFIG, *names, "README.md"], finished=finished)

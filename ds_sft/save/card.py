@@ -37,19 +37,25 @@ _ADAPTER_TEXT = """---
 
 {parameters:,} parameters of LoRA adapters and new token rows, fine-tuned on conversations with ds_sft {version}.
 
-## Load it
+{loading}
+`ds-sft merge PATH --output_dir OUT` makes a model of its own of it.
+"""
+
+_LOADING = """## Load it
 
 ```python
 from peft import PeftModel
 from transformers import AutoTokenizer, {auto_class}
 {knows}
 tokenizer = AutoTokenizer.from_pretrained("PATH")
-model = {auto_class}.from_pretrained("{base}")
-{grow}model = PeftModel.from_pretrained(model, "PATH")
+model = PeftModel.from_pretrained({auto_class}.from_pretrained("{base}"), "PATH")
 ```
-
-`ds-sft merge PATH --output_dir OUT` makes a model of its own of it.
 """
+
+_CHANGED = (
+    "It belongs to {base} with the table and the positions of `model_config.json`, which plain peft does not make: "
+    "merge it.\n"
+)
 
 
 def model_card(*, family: Family, num_parameters: int) -> str:
@@ -76,29 +82,28 @@ def model_card(*, family: Family, num_parameters: int) -> str:
     return str(ModelCard(content))
 
 
-def adapter_card(*, family: Family, base: str, num_parameters: int, num_rows: int | None) -> str:
+def adapter_card(*, family: Family, base: str, num_parameters: int, fits_plain_peft: bool) -> str:
     """Write the README.md of an adapter.
 
     Args:
         family: Card of the model.
         base: Folder or hub name of the model.
         num_parameters: Of the adapter.
-        num_rows: Rows that the model's table must be given before; None where it is large enough.
+        fits_plain_peft: Whether the model is as it is stored.
 
     Returns:
         Markdown with YAML front matter.
     """
     task = "text2text-generation" if family.is_encoder_decoder else "text-generation"
     tags = ["ds_sft", "deepspeed", "lora", family.name]
+    data = ModelCardData(library_name="peft", pipeline_tag=task, tags=tags)
+    loading = _LOADING if fits_plain_peft else _CHANGED
     content = _ADAPTER_TEXT.format(
-        metadata=ModelCardData(library_name="peft", pipeline_tag=task, tags=tags).to_yaml(),
+        metadata=data.to_yaml(),
         family=family.name,
         parameters=num_parameters,
         version=__version__,
-        auto_class=_auto_class(family),
-        knows=_knows(family),
-        base=base,
-        grow=f"model.resize_token_embeddings({num_rows})\n" if num_rows else "",
+        loading=loading.format(auto_class=_auto_class(family), knows=_knows(family), base=base),
     )
     return str(ModelCard(content))
 

@@ -18,7 +18,7 @@ from ds_sft.save.manifest import FORMAT, MANIFEST, Manifest, write_manifest
 from ds_sft.save.shards import Plan, plan_shards, shard_writer
 from ds_sft.zero.gather import full_shape, stored_tensors, streamed
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _EXPORTED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -65,7 +65,7 @@ def export_model(
     if not is_writer:
         return {}
     _write_config(model, family=family, into=into, dtype=dtype)
-    small = [_INDEX, "config.json", "generation_config.json", *write_tokenizer(tokenizer, into), "README.md"]
+    small = [INDEX, "config.json", "generation_config.json", *write_tokenizer(tokenizer, into), "README.md"]
     write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters))
     return finish(into, weights=written, small=small, finished=finished)
 
@@ -89,7 +89,7 @@ def write_weights(
     plan = plan_shards(as_written(tensors, dtype), max_shard_size=max_shard_size)
     facts = write_tensors(tensors, plan, into=into, is_writer=is_writer)
     if is_writer:
-        _write_index(plan, into)
+        write_index(plan, into)
     return plan, facts
 
 
@@ -139,12 +139,27 @@ def finish(
     return files
 
 
-def _write_config(model: PreTrainedModel, *, family: Family, into: Path, dtype: torch.dtype) -> None:
+def published_config(model: Any, *, family: Family, dtype: torch.dtype) -> dict[str, Any]:
+    """Give the content of config.json for an exported model.
+
+    Args:
+        model: The model.
+        family: Its card.
+        dtype: Of the exported weights.
+
+    Returns:
+        Plain data, without what only this run needs.
+    """
     content = json.loads(model.config.to_json_string(use_diff=True))
-    # The path of the original and the trainer's cache switch are facts of this run, not of the checkpoint.
+    # The path of the original and the trainer's cache switch are facts of this run, not of the checkpoint; in which
+    # bits a frozen model was held is one too.
     content |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True, "_name_or_path": None}
-    published = {key: value for key, value in family.published_config(model, content).items() if value is not None}
-    write_json(into / "config.json", published)
+    content |= {"quantization_config": None}
+    return {key: value for key, value in family.published_config(model, content).items() if value is not None}
+
+
+def _write_config(model: PreTrainedModel, *, family: Family, into: Path, dtype: torch.dtype) -> None:
+    write_json(into / "config.json", published_config(model, family=family, dtype=dtype))
     if model.generation_config is not None:
         # Not by save_pretrained: it refuses a checkpoint whose own file has, say, a temperature without sampling.
         write_json(into / "generation_config.json", json.loads(model.generation_config.to_json_string()))
@@ -187,16 +202,21 @@ def as_written(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[
     }
 
 
-def _write_index(plan: Plan, into: Path) -> None:
-    """Write the index of several files, and take away what an earlier export left."""
+def write_index(plan: Plan, into: Path) -> None:
+    """Write the index of several files, and take away what an earlier export left.
+
+    Args:
+        plan: Of the weights.
+        into: The folder.
+    """
     if plan.index is not None:
-        write_json(into / _INDEX, plan.index)
+        write_json(into / INDEX, plan.index)
     for found in into.glob("model*.safetensors"):
         # Shards of an earlier export would be read beside ours; a file of any other name is the user's.
         if _EXPORTED.fullmatch(found.name) and found.name not in plan.files:
             found.unlink()
     if plan.index is None:
-        (into / _INDEX).unlink(missing_ok=True)
+        (into / INDEX).unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:

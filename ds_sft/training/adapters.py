@@ -10,8 +10,9 @@ from ds_sft.config.arguments import LoraArguments, TrainingArguments
 from ds_sft.config.parse import Settings
 from ds_sft.contracts import Family
 from ds_sft.model.adapter_files import config_of, load_adapter, read_adapter_config
+from ds_sft.model.folder import ModelFolder
 from ds_sft.model.load import Frozen
-from ds_sft.model.lora import Adapters, NewTokens, attach_adapters, lora_config
+from ds_sft.model.lora import Adapters, Base, attach_adapters, lora_config
 from ds_sft.model.vocab import new_token_ids
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def with_adapters(
     *,
     settings: Settings,
     args: TrainingArguments,
+    folder: ModelFolder,
     family: Family,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Adapters | None:
@@ -50,7 +52,8 @@ def with_adapters(
         num_added: Rows that its table was given.
         settings: Of the run.
         args: Tell seed and engine.
-        family: Card of the model.
+        folder: The model as it is stored.
+        family: Its card.
         tokenizer: Grown too.
 
     Returns:
@@ -59,15 +62,13 @@ def with_adapters(
     lora = settings.lora
     if not lora.is_asked:
         return None
+    new_tokens = new_token_ids(family.special_tokens, family.other_tokens, tokenizer, model, num_added=num_added)
+    is_scaled = family.fit_context(folder.config, args.model_max_length) != folder.config
     adapters = attach_adapters(
         model,
         _asked_config(lora, family=family),
         family=family,
-        base_name=settings.model.model_name_or_path,
-        new_tokens=NewTokens(
-            new_token_ids(family.special_tokens, family.other_tokens, tokenizer, model, num_added=num_added),
-            num_added,
-        ),
+        base=Base(settings.model.model_name_or_path, new_tokens, is_as_stored=not num_added and not is_scaled),
         seed=args.seed,
         holds_16_bits=bool(args.deepspeed),
     )

@@ -19,7 +19,7 @@ from ds_sft.errors import PreemptedError
 from ds_sft.model.lora import Adapters
 from ds_sft.model.loss import token_mean_loss
 from ds_sft.save.adapter import export_adapter
-from ds_sft.save.export import Finished, export_model
+from ds_sft.save.export import Finished, export_model, published_config
 from ds_sft.save.staging import Written
 from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, StopCallback
 from ds_sft.training.checkpoints import Checkpoints, without_nan
@@ -220,6 +220,7 @@ class SftTrainer(ResumingTrainer):
             together(lambda: self._export(into, finished))
 
     def _export(self, into: Path, finished: Finished | None = None) -> Written:
+        bare: Any = self.accelerator.unwrap_model(self.model)
         to: dict[str, Any] = {
             "family": self._family,
             "tokenizer": self._tokenizer,
@@ -228,10 +229,15 @@ class SftTrainer(ResumingTrainer):
             "is_writer": self.is_world_process_zero(),
             "finished": finished,
         }
-        if self._adapters:
-            num_rows = self._adapters.num_rows
-            return export_adapter(self._adapters.tensors(), self._adapters.config(), num_rows=num_rows, **to)
-        return export_model(self.accelerator.unwrap_model(self.model), max_shard_size=self._max_shard_size, **to)
+        if self._adapters is None:
+            return export_model(bare, max_shard_size=self._max_shard_size, **to)
+        return export_adapter(
+            self._adapters.tensors(),
+            self._adapters.config(),
+            published_config(bare.get_base_model(), family=self._family, dtype=torch.bfloat16),
+            fits_plain_peft=self._adapters.base.is_as_stored,
+            **to,
+        )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Look at loss and gradients of every step, before torch's optimizers use them; DeepSpeed looks by itself.
