@@ -14,7 +14,6 @@ from ds_sft.config.arguments import LoraArguments
 from ds_sft.contracts import Family
 from ds_sft.errors import ConfigError
 from ds_sft.model.new_rows import ROWS, new_rows_of, table_of, train_new_rows
-from ds_sft.zero.gather import full_shape
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,8 @@ PREFIX = "base_model.model."
 """Stands before every name in an adapter file, as peft has it."""
 STORED_ROWS = "token_adapter.trainable_tokens_delta"
 """Ends the name of new rows there."""
-_ADAPTER = "default"
+ADAPTER = "default"
+"""The name of the adapter among those of a living model."""
 _PERCENT = 100.0
 _CHANGES_BASE = ("pissa", "olora")
 _SIDES = ("lora_A", "lora_B")
@@ -83,7 +83,7 @@ class Adapters:
         Returns:
             What plain peft needs to load the adapter on the original model.
         """
-        content = self.model.peft_config[_ADAPTER].to_dict()
+        content = self.model.peft_config[ADAPTER].to_dict()
         content |= {"base_model_name_or_path": self.base.name, "inference_mode": True, "task_type": self.task_type}
         content |= {"trainable_token_indices": self._stored_indices() or None, "init_lora_weights": True}
         if isinstance(content["target_modules"], set):
@@ -189,7 +189,7 @@ def lora_config(lora: LoraArguments, *, family: Family) -> LoraConfig:
         bias=lora.lora_bias,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
-        init_lora_weights=lora.lora_init or True,
+        init_lora_weights=lora.lora_init if lora.lora_init in _CHANGES_BASE else True,
     )
 
 
@@ -251,11 +251,10 @@ def refuse_embeddings(model: PreTrainedModel, config: LoraConfig, token_ids: Seq
 
 def _stored_name(name: str) -> str:
     """Put a parameter's name in the words of peft's files: without the adapter's name, and DoRA's vector as itself."""
-    stored = name.replace(f".{_ADAPTER}", "")
+    stored = name.replace(f".{ADAPTER}", "")
     return stored.removesuffix(".weight") if stored.endswith("lora_magnitude_vector.weight") else stored
 
 
-def _say_how_much_trains(model: nn.Module) -> None:
-    sizes = [(full_shape(weight).numel(), weight.requires_grad) for weight in model.parameters()]
-    total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+def _say_how_much_trains(model: PeftModel) -> None:
+    trained, total = model.get_nb_trainable_parameters()
     log.info("adapters: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", _PERCENT * trained / total)

@@ -8,6 +8,7 @@ import torch
 
 from ds_sft.contracts import Family
 from ds_sft.model.lora import PREFIX, STORED_ROWS
+from ds_sft.model.quantisation import through_4_bits
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Change:
         """
         path = name.removesuffix(".weight")
         if is_linear and self.quantised is not None and not self._is_kept(path):
-            weight = _through_4_bits(weight, dtype=self.quantised)
+            weight = through_4_bits(weight, dtype=self.quantised)
         stored = f"{PREFIX}{path}"
         if f"{stored}.lora_A.weight" in self.tensors:
             weight = self._with_product(stored, weight.float())
@@ -73,12 +74,3 @@ def _of_layer(pattern: Mapping[str, int] | None, path: str, default: int) -> int
     return next(
         (value for name, value in (pattern or {}).items() if path == name or path.endswith(f".{name}")), default
     )
-
-
-def _through_4_bits(weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-    """Quantise and dequantise a weight as it was while the adapter trained."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: PLC0415  # an extra
-
-    packed, state = quantize_4bit(weight.to(dtype), quant_type="nf4", compress_statistics=True)
-    whole: torch.Tensor = dequantize_4bit(packed, state)
-    return whole

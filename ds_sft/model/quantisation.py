@@ -1,4 +1,7 @@
-"""Holding a frozen model in 4 bits (Dettmers 2023, "QLoRA"): NF4 with quantised scales, through bitsandbytes."""
+"""Holding a frozen model in 4 bits (Dettmers 2023, "QLoRA"): NF4 with quantised scales, through bitsandbytes.
+
+bitsandbytes is an extra, so it is imported where it is needed.
+"""
 
 from typing import Any
 
@@ -6,6 +9,9 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from ds_sft.contracts import Family
+
+_KIND = "nf4"
+_PACKED = "Params4bit"
 
 
 def in_4_bits(family: Family, *, computes_in: torch.dtype) -> dict[str, Any]:
@@ -20,9 +26,53 @@ def in_4_bits(family: Family, *, computes_in: torch.dtype) -> dict[str, Any]:
     """
     config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=_KIND,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=computes_in,
         llm_int8_skip_modules=list(family.kept_in_16_bits),
     )
     return {"quantization_config": config}
+
+
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Tell whether a weight is held in 4 bits.
+
+    Args:
+        weight: Of a layer.
+
+    Returns:
+        True for bitsandbytes' packed parameters.
+    """
+    return type(weight).__name__ == _PACKED
+
+
+def dequantised(weight: Any) -> torch.Tensor:
+    """Give a weight that is held in 4 bits as it is used.
+
+    Args:
+        weight: A packed parameter.
+
+    Returns:
+        Its values, in the dtype that it was quantised from.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    whole: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    return whole
+
+
+def through_4_bits(weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+    """Quantise and dequantise a weight, as loading and using it would.
+
+    Args:
+        weight: As it is stored.
+        dtype: That it is loaded in.
+
+    Returns:
+        Its values in that dtype.
+    """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(weight.to(dtype), quant_type=_KIND, compress_statistics=True)
+    whole: torch.Tensor = dequantize_4bit(packed, state)
+    return whole

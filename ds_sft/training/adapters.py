@@ -13,6 +13,7 @@ from ds_sft.model.adapter_files import config_of, load_adapter, read_adapter_con
 from ds_sft.model.folder import ModelFolder
 from ds_sft.model.load import Frozen
 from ds_sft.model.lora import Adapters, Base, attach_adapters, lora_config
+from ds_sft.model.lora_start import make_up_for_4_bits
 from ds_sft.model.vocab import new_token_ids
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ def with_adapters(
         seed=args.seed,
         holds_16_bits=bool(args.deepspeed),
     )
+    if lora.lora_init == "loftq":
+        make_up_for_4_bits(adapters, stored=folder.path)
     if lora.lora_weight_path:
         load_adapter(adapters, Path(lora.lora_weight_path).expanduser())
         log.info("going on with the adapter %s", lora.lora_weight_path)
