@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,12 @@ from tests.ranks import run_ranks
 
 STRIDE = 10
 NUM_RANDOM_KILLS = 100
-STAGES = {"ZeRO-2": "zero2.json", "ZeRO-3": "zero3.json"}
+SCENES: dict[str, dict[str, Any]] = {
+    "ZeRO-2": {"deepspeed": CONFIGS / "zero2.json"},
+    "ZeRO-3": {"deepspeed": CONFIGS / "zero3.json"},
+    "ZeRO-2, adapters": {"deepspeed": CONFIGS / "zero2.json", "lora_r": 4},
+    "ZeRO-3, adapters": {"deepspeed": CONFIGS / "zero3.json", "lora_r": 4},
+}
 MODES = {"kill": shim.Mode.KILL, "ENOSPC": shim.Mode.ENOSPC, "EIO": shim.Mode.EIO}
 
 
@@ -48,7 +54,7 @@ class Scene:
         return [*self.flags, "--output_dir", str(output)]
 
 
-@pytest.fixture(scope="module", params=STAGES)
+@pytest.fixture(scope="module", params=SCENES)
 def scene(
     request: pytest.FixtureRequest,
     faulty_ranks: FaultyRanks,
@@ -65,7 +71,7 @@ def scene(
         save_strategy="steps",
         save_steps=2,
         save_total_limit=2,
-        deepspeed=CONFIGS / STAGES[request.param],
+        **SCENES[request.param],
     )
     trained = run_ranks(train_and_log, flags, world_size=2)[0]
     begun = folder / "begun"
@@ -79,7 +85,12 @@ def scene(
     ends = faulty_ranks(train_and_log, [*flags, "--output_dir", str(counted)], world_size=2, fault=fault)
     assert ends[0] == trained
     operations = shim.read_log(log_of(fault, 0))
-    return Scene(flags, begun, trained, load_file(folder / "whole" / "model.safetensors"), operations)
+    return Scene(flags, begun, trained, _exported(folder / "whole"), operations)
+
+
+def _exported(output: Path) -> dict[str, torch.Tensor]:
+    (file,) = output.glob("*model.safetensors")
+    return load_file(file)
 
 
 def _some(scene: Scene, *, first: int) -> Iterator[int]:
@@ -145,6 +156,6 @@ def _try(
         assert run_ranks(train_and_log, scene.flags_for(output), world_size=2)[0] == scene.trained, told
     assert tree.violations(output) == [], told
     assert tree.leftovers(output) == [], told
-    weights = load_file(output / "model.safetensors")
+    weights = _exported(output)
     assert all(torch.equal(weights[name], tensor) for name, tensor in scene.weights.items()), told
     shutil.rmtree(output)

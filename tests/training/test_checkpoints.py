@@ -27,6 +27,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "ZeRO-2, bf16": (2, {**ZERO2, "bf16": True}),
     "ZeRO-1, bf16": (2, {"deepspeed": CONFIGS / "zero1.json", "bf16": True}),
     "ZeRO-3, bf16": (2, {**ZERO3, "bf16": True}),
+    "ZeRO-2, adapters": (2, {**ZERO2, "lora_r": 4, "lora_dropout": 0.1}),
+    "ZeRO-3, adapters, bf16": (2, {**ZERO3, "bf16": True, "lora_r": 4, "lora_dropout": 0.1}),
+    "4 bits": (1, {"lora_r": 4, "q_lora": True}),
 }
 
 
@@ -63,7 +66,8 @@ def _flags(model: Path, data: Path, output: Path, *, world_size: int, **changes:
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    (file,) = folder.glob("*model.safetensors")
+    return load_file(file)
 
 
 def _is_same(first: Path, second: Path) -> bool:
