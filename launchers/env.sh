@@ -3,6 +3,7 @@
 #   ds_sft_root       the repository
 #   ensure_venv       makes .venv and installs ds_sft where needed; `ensure_venv dev` adds the tools of the tests
 #   free_port         prints a port that nobody listens on
+#   has_gpu           ends with 0 where there is a GPU
 #   count_devices     prints the number of GPUs; 2 CPU ranks where there is none
 
 ds_sft_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -51,8 +52,12 @@ count_devices() {
     fi
 }
 
+has_gpu() {
+    command -v nvidia-smi > /dev/null 2>&1 && nvidia-smi --list-gpus > /dev/null 2>&1
+}
+
 use_cpu_where_there_is_no_gpu() {
-    if ! command -v nvidia-smi > /dev/null 2>&1 || ! nvidia-smi --list-gpus > /dev/null 2>&1; then
+    if ! has_gpu; then
         export DS_ACCELERATOR=cpu
         # Two ranks share the cores; more threads than cores only get in each other's way.
         local cores

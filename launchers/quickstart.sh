@@ -3,8 +3,9 @@
 #
 # FAMILY is flan_t5 (the default) or yuan2. It makes .venv, makes a tiny checkpoint of that shape, fine-tunes it under
 # DeepSpeed ZeRO-3 (on GPUs where there are any, else on two CPU ranks), exports it, loads the result in a new process
-# with transformers' auto classes and asks it eight of its training questions. Everything is written below
-# runs/quickstart; a second run installs nothing.
+# with transformers' auto classes and asks it eight of its training questions. Then it teaches the result eight more
+# answers by adapters, merges them and asks those. Everything is written below runs/quickstart; a second run installs
+# nothing.
 set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -27,13 +28,13 @@ use_cpu_where_there_is_no_gpu
 export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1
 started=$SECONDS
 
-say "1/4 a tiny checkpoint: random weights, a tokenizer of its own"
+say "1/5 a tiny checkpoint: random weights, a tokenizer of its own"
 "$python" "$here/make_checkpoint.py" "$family" "$conversations" "$tiny"
 
 devices="$(count_devices)"
 # A finished run would be left alone.
 rm -rf "$tuned"
-say "2/4 fine-tuning on $devices ranks under ZeRO-3"
+say "2/5 fine-tuning on $devices ranks under ZeRO-3"
 (
     set -x
     deepspeed --num_gpus "$devices" --master_port "$(free_port)" "$ds_sft_root/ds_sft/train.py" \
@@ -51,12 +52,37 @@ say "2/4 fine-tuning on $devices ranks under ZeRO-3"
         "$@"
 )
 
-say "3/4 loading the result with transformers and asking it eight training questions"
+say "3/5 loading the result with transformers and asking it eight training questions"
 is_learnt=0
 "$python" "$here/ask.py" "$tuned" "$conversations" --least 7 || is_learnt=$?
 
-say "4/4 the loss curve"
+say "4/5 the loss curve"
 "$python" "$here/plot_loss.py" "$tuned"
+
+adapter="$work/$family/adapter"
+merged="$work/$family/merged"
+rm -rf "$adapter" "$merged"
+say "5/5 eight new answers by adapters on the frozen model, merged and asked"
+(
+    set -x
+    deepspeed --num_gpus 1 --master_port "$(free_port)" "$ds_sft_root/ds_sft/train.py" \
+        --deepspeed "$ds_sft_root/ds_configs/zero2.json" \
+        --model_name_or_path "$tuned" \
+        --data_path "$here/more_conversations.json" \
+        --output_dir "$adapter" \
+        --lora_r 16 \
+        --lora_alpha 32 \
+        --lora_dropout 0 \
+        --lora_target_modules all-linear \
+        --max_steps 60 \
+        --per_device_train_batch_size 8 \
+        --learning_rate 1e-2 \
+        --logging_steps 20 \
+        --save_strategy no \
+        "$@"
+    ds-sft merge "$adapter" --output_dir "$merged"
+)
+"$python" "$here/ask.py" "$merged" "$here/more_conversations.json" --least 7 || is_learnt=$?
 
 say "done in $((SECONDS - started)) s without installation; what to try next:"
 cat << NEXT

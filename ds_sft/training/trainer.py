@@ -1,6 +1,7 @@
 """Our trainer: transformers' own with the loss, the batches and the numbers of this package."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ds_sft.errors import PreemptedError
 from ds_sft.model.lora import Adapters
 from ds_sft.model.loss import token_mean_loss
 from ds_sft.save.adapter import export_adapter
-from ds_sft.save.export import Finished, export_model, published_config
+from ds_sft.save.export import Finished, export_model, published_config, write_json
 from ds_sft.save.staging import Written
 from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, StopCallback
 from ds_sft.training.checkpoints import Checkpoints, without_nan
@@ -218,6 +219,23 @@ class SftTrainer(ResumingTrainer):
         finished = Finished(self.state.global_step, {**facts, "resumable": False})
         with self._throughput.paused():
             together(lambda: self._export(into, finished))
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write what was measured at once: transformers reads its own file first, which a killed run leaves empty.
+
+        Args:
+            split: Begins the name of the file.
+            metrics: What was measured.
+            combined: As in Trainer.
+        """
+        if self.is_world_process_zero():
+            for name in (split, *(["all"] if combined else [])):
+                write_json(self._output_dir / f"{name}_results.json", without_nan(metrics))
+
+    def save_state(self) -> None:
+        """Write the record of the run, whole or not at all."""
+        if self.is_world_process_zero():
+            write_json(self._output_dir / "trainer_state.json", without_nan(asdict(self.state)))
 
     def _export(self, into: Path, finished: Finished | None = None) -> Written:
         bare: Any = self.accelerator.unwrap_model(self.model)

@@ -43,6 +43,9 @@ def test_the_lora_flags_and_their_defaults() -> None:
         "lora_target_modules": None,
         "lora_weight_path": None,
         "lora_bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "lora_init": None,
         "q_lora": False,
     }
 
@@ -55,7 +58,7 @@ def test_the_training_flags_that_differ_from_those_of_transformers() -> None:
         "on_save_error": "warn",
         "cache_dir": None,
         "model_max_length": 2048,
-        "save_dtype": "bf16",
+        "save_dtype": None,
         "max_shard_size": "5GB",
         "report_to": "tensorboard",
         "logging_steps": 10,

@@ -135,7 +135,10 @@ def test_a_run_that_was_killed_before_its_export_trains_no_step_more(
     shutil.copytree(tmp_path / "run", tmp_path / "whole")
     for name in ("MANIFEST.json", "model.safetensors"):
         (tmp_path / "run" / name).unlink()
+    # It was killed while it wrote this one.
+    (tmp_path / "run" / "all_results.json").write_text("")
     assert run_ranks(train_and_log, flags, world_size=1)[0] == whole
+    assert read_json(tmp_path / "run" / "all_results.json")["train_loss"] > 0
     assert _is_same(tmp_path / "run", tmp_path / "whole")
 
 
