@@ -13,6 +13,8 @@ from types import ModuleType
 
 _AUTO = "transformers.models.auto"
 _WATCHED = tuple(f"{_AUTO}.{name}" for name in ("configuration_auto", "modeling_auto", "tokenization_auto"))
+_IMPORTS_AUTO = "transformers.modeling_layers"
+"""Imports the auto classes before it has defined what our models need; they are registered when it is done."""
 _FAMILIES = "ds_sft.families"
 _running: set[str] = set()
 """Watched modules whose code is running now: their classes may not exist yet."""
@@ -41,7 +43,7 @@ class _Finder(MetaPathFinder):
         Returns:
             Its spec; None for any other module.
         """
-        is_watched = fullname in _WATCHED or fullname.startswith(f"{_FAMILIES}.")
+        is_watched = fullname in (*_WATCHED, _IMPORTS_AUTO) or fullname.startswith(f"{_FAMILIES}.")
         spec = PathFinder.find_spec(fullname, path) if is_watched else None
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
@@ -67,7 +69,7 @@ class _Loader(SourceFileLoader):
 
 def _register_what_is_there() -> None:
     loaded = [name for name in _WATCHED if name in sys.modules and name not in _running]
-    if not loaded or any(name.endswith(".family") for name in _running):
+    if not loaded or any(name.endswith(".family") or name == _IMPORTS_AUTO for name in _running):
         # Whoever reads the cards right now goes on with this when they are read.
         return
     # By name: the package stands below its own rooms, so it must not import them.

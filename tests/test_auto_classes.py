@@ -18,6 +18,7 @@ print(type(AutoTokenizer.from_pretrained({tiny!r})).__name__)
 FIRST = [
     "import ds_sft",
     "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "import ds_sft; from transformers import T5ForConditionalGeneration",
     "import ds_sft.families.yuan2.native.model",
     "from transformers import AutoConfig",
     "import ds_sft.families.yuan2.tokenizer",
@@ -31,7 +32,7 @@ def _run(program: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("first", [*FIRST[:3], *(pytest.param(one, marks=pytest.mark.slow) for one in FIRST[3:])])
+@pytest.mark.parametrize("first", [*FIRST[:4], *(pytest.param(one, marks=pytest.mark.slow) for one in FIRST[4:])])
 def test_the_auto_classes_know_a_family_that_transformers_has_not(first: str, tiny_yuan2: Path) -> None:
     golden = str(ROOT / "tests" / "golden" / "yuan2")
     found = _run(f"{first}\n{KNOWN.format(golden=golden, tiny=str(tiny_yuan2))}")
