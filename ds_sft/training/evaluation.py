@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from ds_sft.contracts import IGNORE_INDEX
-from ds_sft.model.loss import token_losses
+from ds_sft.training.inputs import inputs_of
 
 _LARGEST_EXPONENT = 700.0
 """exp of more is no float."""
@@ -34,11 +34,11 @@ def evaluation_metrics(
     model.eval()
     sums = torch.zeros(3, dtype=torch.double, device=trainer.args.device)
     for batch in loader:
-        inputs = trainer._prepare_inputs(batch)  # noqa: SLF001  # transformers has no public name for it
+        inputs = inputs_of(batch, device=trainer.args.device)
         labels = inputs.pop("labels")
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            losses = token_losses(model(**inputs, use_cache=False)["logits"], labels)
-        totals, counts = losses.double().sum(dim=1), labels.ne(IGNORE_INDEX).sum(dim=1).double()
+            losses = model(**inputs, use_cache=False)["target_losses"]
+        totals, counts = _summed_by_row(losses, labels.ne(IGNORE_INDEX))
         rows = torch.stack([totals, counts, torch.full_like(totals, float(is_stop_asked()))], dim=1)
         # Row by row, because the last batch is filled up with repeated samples, which gathering drops again.
         sums += trainer.accelerator.gather_for_metrics(rows).sum(dim=0)
@@ -54,3 +54,9 @@ def evaluation_metrics(
         f"{prefix}_perplexity": math.exp(min(loss, _LARGEST_EXPONENT)),
         f"{prefix}_num_tokens": num_tokens,
     }
+
+
+def _summed_by_row(losses: torch.Tensor, is_supervised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the summed loss and the number of targets of each row, both [B]."""
+    by_place = torch.zeros(is_supervised.shape, dtype=torch.double, device=losses.device)
+    return by_place.masked_scatter(is_supervised, losses.double()).sum(dim=1), is_supervised.sum(dim=1).double()

@@ -26,6 +26,7 @@ from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, 
 from ds_sft.training.checkpoints import Checkpoints, without_nan
 from ds_sft.training.collator import collator_for
 from ds_sft.training.evaluation import evaluation_metrics
+from ds_sft.training.inputs import inputs_of
 from ds_sft.training.numerics import on_any_rank
 from ds_sft.training.order import begin_worker, order_of
 from ds_sft.training.resuming import ResumingTrainer
@@ -80,10 +81,10 @@ class SftTrainer(ResumingTrainer):
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             data_collator=collator_for(family, model, tokenizer, padding_side, on_gpu=args.device.type == "cuda"),
-            compute_loss_func=partial(token_mean_loss, label_smoothing=args.label_smoothing_factor),
+            compute_loss_func=token_mean_loss,
             callbacks=[ProgressCallback(), StopCallback(lambda: self.is_stopped)],
         )
-        # The loss is ours alone: the model is not asked for one, and labels are already aligned with the logits.
+        # The loss is ours alone: the model gives a sum over labels that are already aligned with its positions.
         self.model_accepts_loss_kwargs = False
         self._loss_shifts_labels = False
         self.remove_callback(PrinterCallback)
@@ -152,9 +153,8 @@ class SftTrainer(ResumingTrainer):
         Returns:
             The batches, and their number of supervised tokens on all ranks.
         """
-        on_device = (
-            {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} for batch in epoch_iterator
-        )
+        smoothing = self.args.label_smoothing_factor
+        on_device = (inputs_of(batch, device=device, label_smoothing=smoothing) for batch in epoch_iterator)
         return super().get_batch_samples(on_device, num_batches, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

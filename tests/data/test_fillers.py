@@ -15,7 +15,7 @@ from ds_sft.data.datasets import Row, SampleDataset, build_dataset
 from ds_sft.data.draft import Encoder
 from ds_sft.data.fillers import WithFillers, filler_of
 from ds_sft.families import family_named
-from ds_sft.model.loss import token_mean_loss
+from ds_sft.model.loss import LossHead, losses_at, targets_of, token_mean_loss
 
 Collator = DataCollatorForCausalDataset | DataCollatorForSupervisedDataset
 COLLATORS: list[Collator] = [
@@ -88,12 +88,13 @@ def test_a_filler_brings_no_label_into_a_batch(collate: Collator) -> None:
 @pytest.mark.parametrize("collate", COLLATORS)
 def test_a_batch_of_fillers_alone_has_no_loss_and_no_gradient(collate: Collator) -> None:
     labels = batch_of(collate, WithFillers(Two())[filler_of(1)])["labels"]
-    logits = torch.randn(*labels.shape, 8, requires_grad=True)
-    loss = token_mean_loss({"logits": logits}, labels, torch.tensor(5))
+    states = torch.randn(*labels.shape, 8, requires_grad=True)
+    losses = losses_at(targets_of(labels), states=states, head=LossHead(8, 9))
+    loss = token_mean_loss(losses, labels, torch.tensor(5))
     loss.backward()  # type: ignore[no-untyped-call]  # as torch has it
     assert loss.item() == 0.0
-    assert logits.grad is not None
-    assert not logits.grad.any()
+    assert states.grad is not None
+    assert not states.grad.any()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -20,6 +20,7 @@ from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import Yuan2RotaryEmbedding
 from ds_sft.families.yuan2.native.rules import config_faults
 from ds_sft.model.folder import read_json
+from ds_sft.model.loss import LossHead, TargetLosses, Targets, losses_at
 from ds_sft.model.weights import differing_ties, refuse_loading_faults, stored_shapes, weight_faults
 
 _FOREIGN = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "document_id"}
@@ -221,7 +222,7 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):  # type: ignore[n
     def __init__(self, config: Yuan2Config) -> None:
         super().__init__(config)
         self.model = Yuan2Model(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LossHead(config.hidden_size, config.vocab_size)
         self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers leaves it untyped
@@ -236,9 +237,10 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):  # type: ignore[n
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         document_ids: torch.Tensor | None = None,
+        targets: Targets | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Score the next token at every position.
+    ) -> CausalLMOutputWithPast | TargetLosses:
+        """Score the next token at every position, or compare some positions with targets.
 
         Args:
             input_ids: As in `Yuan2Model.forward`.
@@ -251,10 +253,11 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):  # type: ignore[n
             use_cache: As in `Yuan2Model.forward`.
             logits_to_keep: Score the last so many positions only, or those of an index; 0 for all.
             document_ids: As in `Yuan2Model.forward`.
+            targets: What some positions must foretell; with them there are losses and no logits.
             **kwargs: For the attention implementation and the loss function.
 
         Returns:
-            `loss` (mean over targets, with labels), `logits` [B, T, V], `past_key_values`.
+            `loss` (mean over labels, with labels), `logits` [B, T, V], `past_key_values`; or the losses at `targets`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -266,6 +269,8 @@ class Yuan2ForCausalLM(Yuan2PreTrainedModel, GenerationMixin):  # type: ignore[n
             document_ids=document_ids,
             **kwargs,
         )
+        if targets is not None:
+            return losses_at(targets, states=outputs.last_hidden_state, head=self.lm_head)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None

@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import DynamicCache, StaticCache
 
 from ds_sft.families.yuan2.native.model import Yuan2ForCausalLM
+from ds_sft.model.loss import targets_of
 from tests.families.yuan2.native.golden import LOGITS, cases, difference, facts, logits, model
 
 ATTENTIONS = ["eager", "sdpa"]
@@ -296,3 +297,18 @@ def test_a_new_model_has_the_official_first_weights() -> None:
     assert float(up.std()) == pytest.approx(0.02, rel=0.05)
     assert torch.equal(layer.self_attn.lf_gate.output_layernorm.weight, torch.ones(64))
     assert not new.model.embed_tokens.weight[5].any()
+
+
+def test_losses_and_gradients_at_targets_are_those_of_the_logits() -> None:
+    golden = model("sdpa")
+    ids, labels = cases()["plain/input_ids"], cases()["plain/input_ids"].roll(-1, dims=1)
+    labels[:, [0, 5, -1]] = -100
+    whole = functional.cross_entropy(golden(ids).logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    losses = golden(ids, targets=targets_of(labels))
+    assert losses.target_losses.shape == (2 * 34,)
+    assert losses.loss.item() == pytest.approx(whole.item(), rel=1e-6)
+    weights = dict(golden.named_parameters())
+    assert "lm_head.weight" not in weights, "the head is tied, so its gradient is that of both its uses"
+    found, wanted = (torch.autograd.grad(loss, list(weights.values())) for loss in (losses.loss, whole))
+    for name, one, other in zip(weights, found, wanted, strict=True):
+        assert difference(one, other) < 1e-5 * float(other.abs().max()), name

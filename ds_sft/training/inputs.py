@@ -1,0 +1,26 @@
+"""What a model is asked with: a batch on its device, and what was found out about it before it went there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ds_sft.model.loss import targets_of
+
+
+def inputs_of(
+    batch: Mapping[str, torch.Tensor], *, device: torch.device, label_smoothing: float = 0.0
+) -> dict[str, Any]:
+    """Copy a batch to a device without waiting for it; what has a size that depends on the data is made before.
+
+    Args:
+        batch: From a collator.
+        device: Of the model.
+        label_smoothing: Share of a target's weight that is spread over the vocabulary.
+
+    Returns:
+        The arguments of a family's model, and `labels` beside them.
+    """
+    targets = targets_of(batch["labels"], label_smoothing=label_smoothing)
+    tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {**tensors, "targets": targets.to(device)}
