@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 
+from ds_sft.model.flat import documents_of
 from ds_sft.model.loss import targets_of
+
+_DOCUMENTS = {"offsets": "documents", "decoder_offsets": "decoder_documents"}
+_TOLD_OTHERWISE = {*_DOCUMENTS, "longest", "decoder_longest"}
+"""What documents hold: numbers that are needed on the CPU must not have been copied to a device."""
 
 
 def inputs_of(
@@ -14,7 +19,7 @@ def inputs_of(
     """Copy a batch to a device without waiting for it; what has a size that depends on the data is made before.
 
     Args:
-        batch: From a collator.
+        batch: From a collator, flat or padded.
         device: Of the model.
         label_smoothing: Share of a target's weight that is spread over the vocabulary.
 
@@ -22,5 +27,8 @@ def inputs_of(
         The arguments of a family's model, and `labels` beside them.
     """
     targets = targets_of(batch["labels"], label_smoothing=label_smoothing)
-    tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    return {**tensors, "targets": targets.to(device)}
+    documents = {_DOCUMENTS[name]: documents_of(batch[name], device=device) for name in _DOCUMENTS if name in batch}
+    tensors = {
+        name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name not in _TOLD_OTHERWISE
+    }
+    return {**tensors, **documents, "targets": targets.to(device)}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
+from ds_sft.families.flan_t5.flat import run_stack
+from ds_sft.model.flat import Documents
 from ds_sft.model.loss import LossHead, Targets, losses_at
 
 _HEAD = "lm_head.weight"
@@ -31,7 +33,8 @@ class FlanT5(T5ForConditionalGeneration):
         Args:
             *args: As transformers takes them.
             targets: What some positions must foretell; with them there are losses and no logits.
-            **kwargs: As transformers takes them; with targets, those of a batch.
+            **kwargs: As transformers takes them; with targets, those of a batch. For a flat batch, whose rows are
+                documents one behind the other, `documents` and `decoder_documents`.
 
         Returns:
             As transformers gives it; or the losses at `targets`.
@@ -46,16 +49,22 @@ class FlanT5(T5ForConditionalGeneration):
         input_ids: torch.Tensor,
         decoder_input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        documents: Documents | None = None,
+        decoder_documents: Documents | None = None,
         use_cache: bool = False,
     ) -> torch.Tensor:
         """Give what the head is given, shape [B, T, H]."""
-        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        states: torch.Tensor = self.decoder(
-            input_ids=decoder_input_ids,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=attention_mask,
-            use_cache=use_cache,
-        ).last_hidden_state
+        if documents is not None and decoder_documents is not None:
+            encoded = run_stack(self.encoder, input_ids, documents)
+            states = run_stack(self.decoder, decoder_input_ids, decoder_documents, encoded=encoded, sources=documents)
+        else:
+            encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            states = self.decoder(
+                input_ids=decoder_input_ids,
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=attention_mask,
+                use_cache=use_cache,
+            ).last_hidden_state
         return states * self.model_dim**-0.5 if self.config.scale_decoder_outputs else states
 
 

@@ -5,6 +5,7 @@ without a word of warning, and trains the wrong thing.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
+from ds_sft.families.yuan2.native.layers import flat_attention
 from ds_sft.families.yuan2.native.rotary import DEPENDS_ON_LENGTH
+from ds_sft.model.flat import Documents
 
 _MASKED = ("eager", "sdpa", "flex_attention")
 _NUM_MASK_DIMENSIONS = 2
@@ -29,19 +32,20 @@ class View:
         mask: As the attention implementation takes it; None for plain causal attention.
         is_token: False on padding, shape [B, T, 1]; None where there is none.
         goes_on: False on the first token of a document, shape [B, T, 1]; None for one document a row.
-        lengths: Document boundaries for attention kernels that take those instead of a mask.
+        more: For the attention: document boundaries, for kernels that take those instead of a mask; or the function
+            that attends in each document.
     """
 
     positions: torch.Tensor
     mask: Any = None
     is_token: torch.Tensor | None = None
     goes_on: torch.Tensor | None = None
-    lengths: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 def view_of_documents(
     states: torch.Tensor,
-    document_ids: torch.Tensor,
+    packed: torch.Tensor | Documents,
     *,
     config: Yuan2Config,
     attention_mask: Any,
@@ -52,8 +56,8 @@ def view_of_documents(
 
     Args:
         states: Embedded tokens, shape [B, T, H].
-        document_ids: Equal inside a document, -1 on padding, shape [B, T]. The same number behind another document
-            begins a new one.
+        packed: Numbers that are equal inside a document, -1 on padding, shape [B, T]; the same number behind another
+            document begins a new one. Or where the documents of a flat batch lie: then `sdpa` needs no mask.
         config: Names the attention implementation.
         attention_mask: None, or the mask that the document ids imply.
         position_ids: None, or positions that go up by one inside each document.
@@ -65,11 +69,14 @@ def view_of_documents(
     Raises:
         ValueError: When the arguments contradict each other, or the attention cannot isolate.
     """
+    document_ids = packed.ids() if isinstance(packed, Documents) else packed
     _refuse_contradictions(states, document_ids, config, attention_mask, position_ids, cache)
     goes_on = _goes_on(document_ids)
     positions = _restarting_positions(goes_on) if position_ids is None else position_ids
+    if isinstance(packed, Documents) and config._attn_implementation == "sdpa":  # noqa: SLF001  # as below
+        return View(positions, goes_on=goes_on[..., None], more={"attend": partial(flat_attention, packed)})
     if is_flash_attention_requested(config):
-        return View(positions, goes_on=goes_on[..., None], lengths=_lengths(goes_on))
+        return View(positions, goes_on=goes_on[..., None], more=_lengths(goes_on))
     mask = create_causal_mask(
         config=config,
         inputs_embeds=states,

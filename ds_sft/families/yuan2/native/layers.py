@@ -14,6 +14,9 @@ from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.native.filtering import Yuan2LocalizedFiltering
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import rotate
+from ds_sft.model.flat import Documents, attend_in_documents
+
+Attend = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class Yuan2Attention(nn.Module):
@@ -51,6 +54,7 @@ class Yuan2Attention(nn.Module):
         is_token: torch.Tensor | None,
         goes_on: torch.Tensor | None,
         past_key_values: Cache | None,
+        attend: Attend | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend.
@@ -62,6 +66,7 @@ class Yuan2Attention(nn.Module):
             is_token: False on padding, shape [B, T, 1], or None.
             goes_on: False on the first token of a document, shape [B, T, 1], or None.
             past_key_values: Keys, values and filter states of earlier tokens, or None.
+            attend: Attends in the place of transformers' function.
             **kwargs: For the attention implementation.
 
         Returns:
@@ -75,10 +80,11 @@ class Yuan2Attention(nn.Module):
         query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation,  # noqa: SLF001  # transformers offers no public way to ask
-            eager_attention,
-        )
+        if attend is None:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation,  # noqa: SLF001  # transformers offers no public way to ask
+                eager_attention,
+            )
         attended, probabilities = attend(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
@@ -171,3 +177,33 @@ def eager_attention(
         scores = scores + attention_mask
     probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+def flat_attention(
+    documents: Documents,
+    _module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: None,
+    *,
+    scaling: float,
+    dropout: float,
+) -> tuple[torch.Tensor, None]:
+    """Attend in each document of a flat batch.
+
+    Args:
+        documents: Where they begin and end.
+        _module: Unused; transformers' interface.
+        query: Shape [1, N, T, D].
+        key: Shape [1, N, T, D].
+        value: Shape [1, N, T, D].
+        _attention_mask: Unused.
+        scaling: Factor of the scores.
+        dropout: Share of the probabilities that is dropped.
+
+    Returns:
+        Shape [1, T, N, D]; and no probabilities.
+    """
+    both = {"queries": documents, "keys": documents}
+    return attend_in_documents(query, key, value, **both, is_causal=True, scale=scaling, dropout=dropout), None

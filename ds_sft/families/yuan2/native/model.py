@@ -19,11 +19,12 @@ from ds_sft.families.yuan2.native.layers import Yuan2Attention, Yuan2DecoderLaye
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import Yuan2RotaryEmbedding
 from ds_sft.families.yuan2.native.rules import config_faults
+from ds_sft.model.flat import Documents
 from ds_sft.model.folder import read_json
 from ds_sft.model.loss import LossHead, TargetLosses, Targets, losses_at
 from ds_sft.model.weights import differing_ties, refuse_loading_faults, stored_shapes, weight_faults
 
-_FOREIGN = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "document_id"}
+_FOREIGN = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "document_id", "offsets"}
 """Other ways to tell packed documents apart, which would keep the attention to itself and leak through the filters."""
 
 
@@ -139,6 +140,7 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: torch.Tensor | None = None,
+        documents: Documents | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Give the final states.
@@ -153,6 +155,7 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
                 gradient checkpointing.
             document_ids: For packed rows: equal inside a document, -1 on padding, shape [B, T]. Attention and filters
                 stay inside documents and positions restart.
+            documents: The same for one row that has no padding.
             **kwargs: For the attention implementation.
 
         Returns:
@@ -169,12 +172,10 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
                 f"{', '.join(foreign)}: tells nothing to the filters, but is given; give document_ids instead"
             )
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._cache(past_key_values, use_cache, has_documents=document_ids is not None)
+        packed = document_ids if documents is None else documents
+        cache = self._cache(past_key_values, use_cache, has_documents=packed is not None)
         given = {"config": self.config, "attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
-        if document_ids is None:
-            view = view_of_rows(states, **given)
-        else:
-            view = view_of_documents(states, document_ids, **given)
+        view = view_of_rows(states, **given) if packed is None else view_of_documents(states, packed, **given)
         states = self._run(states, view, cache, kwargs)
         return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=cache)
 
@@ -203,7 +204,7 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
                 is_token=view.is_token,
                 goes_on=view.goes_on,
                 past_key_values=cache,
-                **view.lengths,
+                **view.more,
                 **more,
             )
         normed: torch.Tensor = self.norm(states)
