@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from ds_sft.contracts import IGNORE_INDEX
+from ds_sft.data.collate import Batch
 from ds_sft.model.loss import token_losses
 
 _LARGEST_EXPONENT = 700.0
@@ -21,7 +22,7 @@ def evaluation_metrics(
     """Give the mean loss over all supervised tokens; every rank must call this.
 
     Args:
-        trainer: Puts batches on the device and gathers over ranks.
+        trainer: Puts batches on the device and adds up over ranks.
         model: The engine, or what can evaluate before there is one.
         loader: Of batches.
         prefix: Begins the names of the metrics.
@@ -34,23 +35,28 @@ def evaluation_metrics(
     model.eval()
     sums = torch.zeros(3, dtype=torch.double, device=trainer.args.device)
     for batch in loader:
-        inputs = trainer._prepare_inputs(batch)  # noqa: SLF001  # transformers has no public name for it
-        labels = inputs.pop("labels")
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            losses = token_losses(model(**inputs, use_cache=False)["logits"], labels)
-        totals, counts = losses.double().sum(dim=1), labels.ne(IGNORE_INDEX).sum(dim=1).double()
-        rows = torch.stack([totals, counts, torch.full_like(totals, float(is_stop_asked()))], dim=1)
-        # Row by row, because the last batch is filled up with repeated samples, which gathering drops again.
-        sums += trainer.accelerator.gather_for_metrics(rows).sum(dim=0)
+            # transformers has no public name for it.
+            total, num_tokens = _summed_loss(model, trainer._prepare_inputs(batch))  # noqa: SLF001
+        found = torch.stack([total, num_tokens, torch.full_like(total, float(is_stop_asked()))])
+        # A plain sum over ranks: each sample is in one batch of one rank, and fillers count nothing.
+        sums += trainer.accelerator.reduce(found, reduction="sum")
         if sums[2]:
             break
     model.train(was_training)
-    total, num_tokens, is_stopped = sums.tolist()
+    total_loss, total_tokens, is_stopped = sums.tolist()
     if is_stopped:
         return None
-    loss = total / max(num_tokens, 1.0)
+    loss = total_loss / max(total_tokens, 1.0)
     return {
         f"{prefix}_loss": loss,
         f"{prefix}_perplexity": math.exp(min(loss, _LARGEST_EXPONENT)),
-        f"{prefix}_num_tokens": num_tokens,
+        f"{prefix}_num_tokens": total_tokens,
     }
+
+
+def _summed_loss(model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the sum of the token losses of a batch, flat or padded, and their number; both are doubles."""
+    labels = inputs.pop("labels")
+    losses = token_losses(model(**inputs, use_cache=False)["logits"], labels)
+    return losses.double().sum(), labels.ne(IGNORE_INDEX).sum().double()

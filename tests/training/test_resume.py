@@ -14,10 +14,10 @@ from ds_sft.model.folder import ModelFolder
 from ds_sft.save.files import write_new_json
 from ds_sft.save.manifest import FORMAT, MANIFEST, Manifest, write_manifest
 from ds_sft.save.staging import Disk
+from ds_sft.training.elastic import fitted_to_checkpoint
 from ds_sft.training.resume import (
     Facts,
     checkpoint_to_resume,
-    fitted_to_checkpoint,
     is_finished,
     refuse_another_run,
     resume_faults,
