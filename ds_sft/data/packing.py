@@ -202,8 +202,7 @@ def _spread(shares: npt.NDArray[np.float64], num: int) -> tuple[Order, npt.NDArr
     Many at a time: the emptiest ones take a sample each, up to the first that is fuller than one that just took its.
     (A sample that adds to the emptier side of its micro-batch alone would end that soon, so some are always taken.)
 
-    Returns:
-        The micro-batch of each sample [samples], and what is in each micro-batch [sides, micro-batches].
+    Gives the micro-batch of each sample [samples], and what is in each micro-batch [sides, micro-batches].
     """
     num_samples = shares.shape[1]
     loads = np.zeros((len(shares), num))

@@ -44,8 +44,8 @@ def fitted_to_checkpoint(settings: Settings, *, world_size: int) -> Settings:
     for name, value in changes.items():
         if training[name] != value:
             log.warning(
-                *("%s: %s -> %s, because the checkpoint has %d %s: %s", name, training[name], value),
-                *(wanted, what.replace("of a", "a"), equation),
+                *("%s: %s -> %s, because the checkpoint has %d %s a step: %s", name, training[name], value),
+                *(wanted, what.split(maxsplit=1)[0], equation),
             )
     return replace(settings, training={**training, **changes})
 
