@@ -22,7 +22,7 @@ _FINENESS = 200
 """The number of micro-batches is found to one in so many."""
 _WIDEST = 8
 """In the loosest order a sample comes up to so large a part of all places later."""
-_TAKERS = 4
+_TAKERS = 2
 """At least one micro-batch in so many takes a sample at a time: with two sides they would often be few."""
 _ROUNDING = 1e-9
 
