@@ -27,9 +27,11 @@ from ds_sft.save.lock import output_lock
 from ds_sft.training.adapters import frozen_as, with_adapters
 from ds_sft.training.checkpoints import Checkpoints
 from ds_sft.training.device import on_this_device
+from ds_sft.training.elastic import fitted_to_checkpoint
 from ds_sft.training.preflight import check
-from ds_sft.training.resume import fitted_to_checkpoint, where_to_begin
+from ds_sft.training.resume import where_to_begin
 from ds_sft.training.space import refuse_small_disk
+from ds_sft.training.step import refuse_long_samples
 from ds_sft.training.trainer import SftTrainer
 from ds_sft.zero import distributed
 from ds_sft.zero.extensions import watch_build_locks
@@ -62,7 +64,9 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
         # Data before the model: a file that teaches nothing must not cost a model load.
         tokenizer = family.load_tokenizer(folder.path)
         options = settings.data.layout_options(max_tokens=settings.training["model_max_length"])
-        train_dataset, eval_dataset = load_datasets(settings.data, encoder=Encoder(family, tokenizer, options))
+        encoder, packing = Encoder(family, tokenizer, options), settings.training["packing"]
+        train_dataset, eval_dataset = load_datasets(settings.data, encoder=encoder, counts_tokens=packing)
+        refuse_long_samples(train_dataset, settings.training, family=family)
 
         if settings.training["deepspeed"]:
             distributed.start(on_cpu=settings.training["use_cpu"])

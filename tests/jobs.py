@@ -43,7 +43,7 @@ def is_left_alone(flags: list[str]) -> bool:
 
 
 def main_flags(model: Path, data: Path, output: Path, **flags: Any) -> list[str]:
-    """Give the flags of a short deterministic run: AdamW at a constant rate, a line for every step, fp32."""
+    """Give the flags of a short deterministic run: AdamW at a constant rate, a line for every step, fp32, padded."""
     given = {
         "model_name_or_path": model,
         "data_path": data,
@@ -54,6 +54,7 @@ def main_flags(model: Path, data: Path, output: Path, **flags: Any) -> list[str]
         "logging_steps": 1,
         "save_strategy": "no",
         "save_dtype": "fp32",
+        "packing": False,
         "report_to": "none",
         "seed": 7,
         **flags,

@@ -48,6 +48,36 @@ class TrainingArguments(transformers.TrainingArguments):
 
     cache_dir: str | None = field(default=None, metadata={"help": CACHE_DIR_HELP})
     model_max_length: int = field(default=MODEL_MAX_LENGTH, metadata={"help": MODEL_MAX_LENGTH_HELP})
+    per_device_train_batch_size: int = field(
+        default=8,
+        metadata={
+            "help": "Samples of a micro-batch of one rank; with packing it only sets the default of tokens_per_batch."
+        },
+    )
+    per_device_eval_batch_size: int = field(
+        default=8,
+        metadata={
+            "help": "Samples of a batch of one rank in an evaluation; with packing, times model_max_length, its tokens."
+        },
+    )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Lay samples one behind the other, without padding, until a micro-batch is full."},
+    )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "With packing: most tokens of a micro-batch, of the source where there is one; if not set, "
+            "per_device_train_batch_size x model_max_length."
+        },
+    )
+    target_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "With packing, for an encoder-decoder: most target tokens of a micro-batch; if not set, "
+            "per_device_train_batch_size x model_max_length."
+        },
+    )
     save_dtype: Literal["bf16", "fp16", "fp32"] | None = field(
         default=None, metadata={"help": "Number format of the exported weights: bf16, but fp32 for adapters."}
     )

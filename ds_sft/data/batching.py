@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,13 +58,7 @@ class RankBatches(Sampler[list[int]]):
         self._num_samples = num_samples
         self._epoch = 0
         if drop_last:
-            step = self._micro_step * accumulation
-            self._num_samples -= num_samples % step
-            if not self._num_samples:
-                raise ConfigError(
-                    f"dataloader_drop_last: must leave a full step, but there are {num_samples} samples, and a step "
-                    f"takes {step}; leave it out, or lower --gradient_accumulation_steps"
-                )
+            self._num_samples = _in_full_steps(num_samples, self._micro_step * accumulation, what="samples")
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is trained next.
@@ -85,6 +79,70 @@ class RankBatches(Sampler[list[int]]):
             num_rows = math.ceil(len(samples) / self._world_size)
             fillers = [filler_of(int(order[-1]))] * (num_rows - (behind - first))
             yield samples[first:behind].tolist() + fillers
+
+
+class MicroBatches(Protocol):
+    """What `PackedRankBatches` wants of a plan: the samples of each micro-batch."""
+
+    def __getitem__(self, number: int, /) -> list[int]: ...
+
+
+class PackedRankBatches(Sampler[list[int]]):
+    """The micro-batches of one rank, where they were filled beforehand: all ranks together train each exactly once.
+
+    A step takes the next `accumulation * world_size` micro-batches of the epoch's plan, and each of its micro-steps one
+    for each rank, in the order of their numbers. So a step has the same samples however it is split. Where the last
+    micro-step of an epoch has less than one for each rank, the others get a filler.
+
+    Args:
+        plan: Gives the micro-batches of an epoch.
+        num_micro_batches: How many they are, the same in every epoch.
+        filler: Number of the filler.
+        accumulation: Micro-steps of a step.
+        rank: Whose micro-batches these are.
+        world_size: Number of ranks.
+        drop_last: Whether the micro-batches behind an epoch's last full step are left out.
+
+    Raises:
+        ConfigError: When that leaves no step at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Callable[[int], MicroBatches],
+        num_micro_batches: int,
+        filler: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool,
+    ) -> None:
+        self._plan = plan
+        self._num_micro_batches = num_micro_batches
+        self._filler = filler
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch = 0
+        if drop_last:
+            step = accumulation * world_size
+            self._num_micro_batches = _in_full_steps(num_micro_batches, step, what="micro-batches")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is trained next.
+
+        Args:
+            epoch: From 0.
+        """
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self._num_micro_batches / self._world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        plan = self._plan(self._epoch)
+        for number in range(self._rank, len(self) * self._world_size, self._world_size):
+            yield plan[number] if number < self._num_micro_batches else [self._filler]
 
 
 def shuffled_order(num_samples: int, *, seed: int, epoch: int) -> Order:
@@ -119,7 +177,7 @@ def group_by_length_order(lengths: npt.NDArray[np.integer[Any]], *, batch_size: 
     Returns:
         Each sample once, shape [samples]; the batch that is not full, if there is one, comes last.
     """
-    generator = _generator(seed, epoch)
+    generator = generator_of(seed, epoch)
     order = generator.permutation(len(lengths))
     longest = int(np.argmax(lengths[order]))
     order[[0, longest]] = order[[longest, 0]]
@@ -136,6 +194,24 @@ def group_by_length_order(lengths: npt.NDArray[np.integer[Any]], *, batch_size: 
     return np.concatenate([batches.ravel(), rest])
 
 
-def _generator(seed: int, epoch: int) -> np.random.RandomState:
-    """Give numpy's old generator: its numbers never change with a version, so a resumed run finds the same order."""
+def generator_of(seed: int, epoch: int) -> np.random.RandomState:
+    """Give numpy's old generator: its numbers never change with a version, so a resumed run finds the same order.
+
+    Args:
+        seed: Of the run.
+        epoch: From 0.
+
+    Returns:
+        A generator of its own.
+    """
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
+
+
+def _in_full_steps(num: int, step: int, *, what: str) -> int:
+    full = num - num % step
+    if not full:
+        raise ConfigError(
+            f"dataloader_drop_last: must leave a full step, but there are {num} {what}, and a step takes {step}; leave "
+            "it out, or lower --gradient_accumulation_steps"
+        )
+    return full

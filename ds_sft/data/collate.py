@@ -1,10 +1,11 @@
-"""A list of samples becomes one padded batch; the one place where shapes are checked.
+"""A list of samples becomes one batch, flat or padded; the one place where shapes are checked.
 
 Labels leave here aligned with the logits of their positions, for every family: the loss shifts nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -89,6 +90,86 @@ class DataCollatorForCausalDataset:
         # Padding on the left now holds a row's first label, which has no token before it.
         labels.masked_fill_(mask.eq(0), IGNORE_INDEX)
         return {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+
+
+@dataclass(frozen=True)
+class FlatCollatorForSupervisedDataset:
+    """Lays encoder-decoder samples one behind the other, without padding.
+
+    Args:
+        decoder_start_token_id: What the decoder sees before the first target token of each sample.
+        decoder_pad_token_id: What it sees in place of a target token that the loss must not look at.
+    """
+
+    decoder_start_token_id: int
+    decoder_pad_token_id: int
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Make a batch of D documents.
+
+        Args:
+            rows: Samples with `input_ids` and `labels`.
+
+        Returns:
+            `input_ids` [1, S], `labels` and `decoder_input_ids` [1, T]; where documents begin and end among them,
+            `offsets` and `decoder_offsets` [D + 1]; the most tokens of one, `longest` and `decoder_longest` [1].
+        """
+        inputs, offsets, longest = _lay_flat([row["input_ids"] for row in rows])
+        labels, decoder_offsets, decoder_longest = _lay_flat([row["labels"] for row in rows])
+        decoder_inputs = labels.roll(1, dims=1)
+        decoder_inputs[:, decoder_offsets[:-1]] = self.decoder_start_token_id
+        decoder_inputs.masked_fill_(decoder_inputs.eq(IGNORE_INDEX), self.decoder_pad_token_id)
+        return {
+            "input_ids": inputs,
+            "offsets": offsets,
+            "longest": longest,
+            "labels": labels,
+            "decoder_input_ids": decoder_inputs,
+            "decoder_offsets": decoder_offsets,
+            "decoder_longest": decoder_longest,
+        }
+
+
+@dataclass(frozen=True)
+class FlatCollatorForCausalDataset:
+    """Lays decoder-only samples one behind the other, without padding."""
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Make a batch of D documents.
+
+        Args:
+            rows: Samples with `input_ids` and `labels`, the label of a token at the token's own place.
+
+        Returns:
+            `input_ids` and `labels` [1, T], the labels at the place of the token before; where documents begin and end
+            among them, `offsets` [D + 1]; the most tokens of one, `longest` [1].
+        """
+        inputs, offsets, longest = _lay_flat([row["input_ids"] for row in rows])
+        labels, label_offsets, _ = _lay_flat([row["labels"] for row in rows])
+        if not torch.equal(offsets, label_offsets):
+            raise AssertionError("a sample must have a label for each token")
+        labels = labels.roll(-1, dims=1)
+        # No token of its own comes before the first label of a document.
+        labels[:, offsets[1:] - 1] = IGNORE_INDEX
+        return {"input_ids": inputs, "labels": labels, "offsets": offsets, "longest": longest}
+
+
+Collator = (
+    DataCollatorForCausalDataset
+    | DataCollatorForSupervisedDataset
+    | FlatCollatorForCausalDataset
+    | FlatCollatorForSupervisedDataset
+)
+
+
+def _lay_flat(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give the ids [1, all tokens], where each sequence begins and the last one ends [D + 1], and the most tokens."""
+    lengths = [len(sequence) for sequence in sequences]
+    if 0 in lengths:
+        raise AssertionError(f"sample {lengths.index(0)} of {len(lengths)} of a flat batch is without a token")
+    ids = torch.cat([torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences])
+    offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return ids[None], offsets, torch.tensor([max(lengths)], dtype=torch.int32)
 
 
 def _pad(

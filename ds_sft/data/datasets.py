@@ -53,12 +53,20 @@ class SupervisedDataset(Dataset[Row]):
         """
         return self._table.lengths("source") + self._table.lengths("target")
 
+    def num_tokens(self) -> npt.NDArray[np.int32]:
+        """Give the number of tokens of source (0 without one) and target of each sample, without reading any.
+
+        Returns:
+            The numbers, shape [2, samples].
+        """
+        return np.stack([self._table.lengths("source"), self._table.lengths("target")])
+
 
 class LazySupervisedDataset(Dataset[Row]):
     """Samples that are read, laid out and tokenised when they are asked for.
 
     Args:
-        table: Of `PLACES`.
+        table: Of `PLACES` or `COUNTED_PLACES`.
         account: What became of the data.
         encoder: Family, tokenizer and layout, as when the table was made.
     """
@@ -91,29 +99,43 @@ class LazySupervisedDataset(Dataset[Row]):
         """
         return self._table.column("size").astype(np.int32)
 
+    def num_tokens(self) -> npt.NDArray[np.int32]:
+        """Give the number of tokens of source (0 without one) and target of each sample, if they were counted.
+
+        Returns:
+            The numbers, shape [2, samples].
+        """
+        return np.stack([self._table.column("source"), self._table.column("target")])
+
 
 SampleDataset = SupervisedDataset | LazySupervisedDataset
 
 
-def load_datasets(data: DataArguments, *, encoder: Encoder) -> tuple[SampleDataset, SampleDataset | None]:
+def load_datasets(
+    data: DataArguments, *, encoder: Encoder, counts_tokens: bool = False
+) -> tuple[SampleDataset, SampleDataset | None]:
     """Make the datasets of a run.
 
     Args:
         data: Which files, and how.
         encoder: Family, tokenizer and layout.
+        counts_tokens: Whether the tokens of each sample must be known.
 
     Returns:
         The training samples, and the evaluation samples where a file is given.
     """
-    train = build_dataset(Path(data.data_path), data=data, encoder=encoder)
+    train = build_dataset(Path(data.data_path), data=data, encoder=encoder, counts_tokens=counts_tokens)
     if not data.eval_data_path:
         return train, None
     # num_data makes a small training run; an evaluation must stay comparable.
     whole = replace(data, num_data=-1)
-    return train, build_dataset(Path(data.eval_data_path), data=whole, encoder=encoder, role="eval")
+    evaluated = Path(data.eval_data_path)
+    return train, build_dataset(evaluated, data=whole, encoder=encoder, role="eval", counts_tokens=counts_tokens)
 
 
-def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder, role: str = "train") -> SampleDataset:
+def build_dataset(
+    path: Path, *, data: DataArguments, encoder: Encoder, role: str = "train", counts_tokens: bool = False
+) -> SampleDataset:
     """Make the dataset of a data file.
 
     Args:
@@ -121,6 +143,7 @@ def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder, role: st
         data: How many of its records, eager or lazy, strict or not, where to keep what was tokenised.
         encoder: Family, tokenizer and layout.
         role: `train` or `eval`.
+        counts_tokens: Whether the tokens of each sample must be known; for lazy samples all is tokenised once then.
 
     Returns:
         The samples in file order.
@@ -129,7 +152,7 @@ def build_dataset(path: Path, *, data: DataArguments, encoder: Encoder, role: st
         DataError: When no conversation teaches a single token.
     """
     file = path.expanduser()
-    table = prepare(file, role=role, data=data, encoder=encoder)
+    table = prepare(file, role=role, data=data, encoder=encoder, counts_tokens=counts_tokens)
     note = table.note
     mode = encoder.options.loss_mode if encoder.family.loss_modes else "pairs"
     account = Account(file, mode, table.file, note["counters"], tuple(note["rejected"]), note["parts"])

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -15,7 +16,17 @@ from ds_sft.data.content import digest
 from ds_sft.data.draft import Encoder
 from ds_sft.data.fingerprint import parts_of
 from ds_sft.data.read import RecordFile, open_records
-from ds_sft.data.samples import PLACES, SAMPLES, Packed, Parcel, locate, parcels_of, tokenise
+from ds_sft.data.samples import (
+    COUNTED_PLACES,
+    PLACES,
+    SAMPLES,
+    Packed,
+    Parcel,
+    locate,
+    locate_and_count,
+    parcels_of,
+    tokenise,
+)
 from ds_sft.data.table import Table
 from ds_sft.data.table_file import Note, write_table
 from ds_sft.data.workers import num_cores, spread
@@ -29,14 +40,16 @@ _SECONDS_BETWEEN_LINES = 5.0
 _MEBIBYTE = 1 << 20
 
 Work = Callable[[Encoder, Parcel], Packed]
-_KINDS: dict[bool, tuple[str, Work, pa.Schema]] = {
-    False: ("samples", tokenise, SAMPLES),
-    True: ("places", locate, PLACES),
+Kind = Literal["samples", "places", "counted places"]
+_KINDS: dict[Kind, tuple[Work, pa.Schema]] = {
+    "samples": (tokenise, SAMPLES),
+    "places": (locate, PLACES),
+    "counted places": (locate_and_count, COUNTED_PLACES),
 }
-"""Whether samples are made on access -> what the table holds."""
+"""What a table holds -> how it is made."""
 
 
-def prepare(path: Path, *, role: str, data: DataArguments, encoder: Encoder) -> Table:
+def prepare(path: Path, *, role: str, data: DataArguments, encoder: Encoder, counts_tokens: bool = False) -> Table:
     """Give the table of a data file.
 
     Args:
@@ -44,30 +57,32 @@ def prepare(path: Path, *, role: str, data: DataArguments, encoder: Encoder) -> 
         role: `train` or `eval`.
         data: How many records, eager or lazy, strict or not, where to keep the table.
         encoder: Family, tokenizer and layout.
+        counts_tokens: Whether the tokens of each sample must be known.
 
     Returns:
-        A table of `SAMPLES`, or of `PLACES` for samples that are made on access.
+        A table of `SAMPLES`; for samples that are made on access, of `PLACES` or `COUNTED_PLACES`.
 
     Raises:
         DataError: When the data file cannot be used.
     """
-    kind, _, _ = _KINDS[data.lazy_preprocess]
+    lazy: Kind = "counted places" if counts_tokens else "places"
+    kind: Kind = lazy if data.lazy_preprocess else "samples"
     parts = {**parts_of(path, encoder=encoder, num_data=data.num_data), "kind": kind}
     file = cache_file(data.preprocessed_path, key=key_of(parts), role=role)
-    table = map_or_build(file, parts=parts, build=lambda: _build(file, path, parts, data, encoder))
+    table = map_or_build(file, parts=parts, build=lambda: _build(file, path, parts, data, encoder, kind))
     log.info("%d %s in %s (%.1f MiB)", len(table), kind, file, table.num_bytes / _MEBIBYTE)
     if data.strict_data:
         refuse_rejected(path, table.note["rejected"])
     return table
 
 
-def _build(file: Path, path: Path, parts: Parts, data: DataArguments, encoder: Encoder) -> None:
+def _build(file: Path, path: Path, parts: Parts, data: DataArguments, encoder: Encoder, kind: Kind) -> None:
     records = open_records(path)
     if data.num_data >= 0:
         records = records[: data.num_data]
     if not records:
         raise DataError(f"{path}: must hold at least one conversation, but has {len(records)}; add some")
-    _, work, schema = _KINDS[data.lazy_preprocess]
+    work, schema = _KINDS[kind]
     totals = Packed(0)
     with closing(spread(work, encoder, parcels_of(records), num_workers=_num_workers(records))) as results:
         batches = _told_progress(_summed(results, totals, path, is_strict=data.strict_data), totals, len(records), path)

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -26,6 +26,8 @@ PLACES = pa.schema(
     {"start": pa.int64(), "end": pa.int64(), "number": pa.int64(), "nth": pa.int32(), "size": pa.int32()}
 )
 """Rows of samples that are made on access: bytes and number of the record, which of its samples, its characters."""
+COUNTED_PLACES = pa.schema([*list(PLACES)[:-1], pa.field("source", pa.int32()), pa.field("target", pa.int32())])
+"""The same with the tokens of source (0 without one) and target instead of the characters."""
 
 _PARCEL_BYTES = 1 << 20
 
@@ -130,18 +132,35 @@ def locate(encoder: Encoder, parcel: Parcel) -> Packed:
     Returns:
         Rows of `PLACES`; `measured_records` counts those of which something was tokenised.
     """
+    return _located(encoder, parcel, PLACES, lambda draft: (_num_characters(draft),))
+
+
+def locate_and_count(encoder: Encoder, parcel: Parcel) -> Packed:
+    """Tell where the samples of some records come from, and how many tokens they have.
+
+    Args:
+        encoder: Family, tokenizer and layout.
+        parcel: The records.
+
+    Returns:
+        Rows of `COUNTED_PLACES`.
+    """
+    return _located(encoder, parcel, COUNTED_PLACES, lambda draft: _num_tokens(encoder, draft))
+
+
+def _located(encoder: Encoder, parcel: Parcel, schema: pa.Schema, measure: Callable[[Draft], Sequence[int]]) -> Packed:
     packed = Packed(len(parcel.spans))
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     num_encoded = encoder.texts.num_encoded
     for (start, end), number, drafts in zip(
         parcel.spans.tolist(), parcel.numbers, _drafts(encoder, parcel, packed), strict=True
     ):
+        rows += [(start, end, number, nth, *measure(draft)) for nth, draft in enumerate(drafts)]
         packed.counters["measured_records"] += encoder.texts.num_encoded > num_encoded
         num_encoded = encoder.texts.num_encoded
-        rows += [(start, end, number, nth, _num_characters(draft)) for nth, draft in enumerate(drafts)]
-    columns = zip(*rows, strict=True) if rows else [()] * len(PLACES)
-    arrays = {field.name: pa.array(column, field.type) for field, column in zip(PLACES, columns, strict=True)}
-    packed.batch = pack(PLACES, arrays)
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = {field.name: pa.array(column, field.type) for field, column in zip(schema, columns, strict=True)}
+    packed.batch = pack(schema, arrays)
     return packed
 
 
@@ -195,6 +214,11 @@ def _num_cut(encoder: Encoder, draft: Draft, num_kept: int) -> int:
 
 def _num_characters(draft: Draft) -> int:
     return sum(len(segment.text) for segment in (*draft.source, *draft.target))
+
+
+def _num_tokens(encoder: Encoder, draft: Draft) -> tuple[int, int]:
+    example = encoder.example(draft)
+    return len(example.input_ids) if draft.source else 0, len(example.labels)
 
 
 class _Rows:

@@ -5,15 +5,27 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_sft.contracts import Family
-from ds_sft.data.collate import DataCollatorForCausalDataset, DataCollatorForSupervisedDataset
+from ds_sft.data.collate import (
+    Collator,
+    DataCollatorForCausalDataset,
+    DataCollatorForSupervisedDataset,
+    FlatCollatorForCausalDataset,
+    FlatCollatorForSupervisedDataset,
+)
 from ds_sft.errors import ModelError
 
 _TENSOR_CORE_MULTIPLE = 8
 
 
 def collator_for(
-    family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, padding_side: Any, *, on_gpu: bool
-) -> DataCollatorForCausalDataset | DataCollatorForSupervisedDataset:
+    family: Family,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    padding_side: Any,
+    *,
+    is_flat: bool,
+    on_gpu: bool,
+) -> Collator:
     """Make the collator.
 
     Args:
@@ -21,7 +33,8 @@ def collator_for(
         model: Whose config names pad and start; the start is written there where it is missing.
         tokenizer: Whose pad fills what the model reads.
         padding_side: Side on which inputs are padded.
-        on_gpu: Whether lengths are rounded up to what tensor cores like.
+        is_flat: Whether batches are flat instead of padded.
+        on_gpu: Whether padded lengths are rounded up to what tensor cores like.
 
     Returns:
         The collator of the family's kind.
@@ -31,7 +44,21 @@ def collator_for(
     """
     multiple_of = _TENSOR_CORE_MULTIPLE if on_gpu else 1
     if not family.is_encoder_decoder:
-        return DataCollatorForCausalDataset(tokenizer.pad_token_id, padding_side, multiple_of)
+        padded = DataCollatorForCausalDataset(tokenizer.pad_token_id, padding_side, multiple_of)
+        return FlatCollatorForCausalDataset() if is_flat else padded
+    pad, start = _pad_and_start(model)
+    if is_flat:
+        return FlatCollatorForSupervisedDataset(decoder_start_token_id=start, decoder_pad_token_id=pad)
+    return DataCollatorForSupervisedDataset(
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=start,
+        decoder_pad_token_id=pad,
+        padding_side=padding_side,
+        multiple_of=multiple_of,
+    )
+
+
+def _pad_and_start(model: PreTrainedModel) -> tuple[int, int]:
     pad, start = model.config.pad_token_id, model.config.decoder_start_token_id
     if pad is None:
         raise ModelError(f"config.json: pad_token_id must be a number, but is {pad}; T5's own is 0")
@@ -40,10 +67,4 @@ def collator_for(
         start = model.config.decoder_start_token_id = pad
         if model.generation_config is not None:
             model.generation_config.decoder_start_token_id = pad
-    return DataCollatorForSupervisedDataset(
-        pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=start,
-        decoder_pad_token_id=pad,
-        padding_side=padding_side,
-        multiple_of=multiple_of,
-    )
+    return pad, start

@@ -26,6 +26,7 @@ from ds_sft.errors import (
 from ds_sft.model.folder import ModelFolder
 from ds_sft.training.lora_rules import lora_faults
 from ds_sft.training.resume import resume_faults
+from ds_sft.training.step import packing_faults, say_what_packing_changes
 from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def check(settings: Settings, *, family: Family, folder: ModelFolder, world_size
         *_precision_faults(settings, family),
         *_trainer_faults(settings),
         *_order_faults(settings),
+        *packing_faults(settings),
         *_output_faults(settings),
     ]
     config = None
@@ -250,3 +252,4 @@ def _say_what_has_no_effect(settings: Settings, family: Family) -> None:
     if settings.data.eval_data_path and settings.training["eval_strategy"] == "no":
         log.warning("eval_data_path: not evaluated, because eval_strategy is no; add --eval_strategy epoch")
     say_which_loss(settings.data, family=family)
+    say_what_packing_changes(settings, family=family)

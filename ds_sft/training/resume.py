@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from ds_sft.config.parse import Settings
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError, ModelError, raise_together
 from ds_sft.model.folder import ModelFolder, digest_of_model
 from ds_sft.reporting import rank
-from ds_sft.save.manifest import MANIFEST, Manifest, faults_of, is_resumable, read_manifest
+from ds_sft.save.manifest import MANIFEST, faults_of, is_resumable, read_manifest
 from ds_sft.save.staging import Disk, checkpoints_of, clear, newest_whole, verify
+from ds_sft.training.step import asked_batch, step_facts
 from ds_sft.zero.distributed import world_size
 from ds_sft.zero.ranks import together
 
@@ -27,10 +28,10 @@ _SETTINGS = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("label_smoothing_factor", "bf16", "fp16", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    "packing",
 )
 _DATA = ("data", "tokenizer", "family", "layout", "num_data")
 _PACKAGES = ("torch", "transformers", "deepspeed", "accelerate")
-_GLOBAL_BATCH = "samples of a step"
 ADAPTERS = "adapters"
 
 
@@ -65,7 +66,7 @@ def where_to_begin(settings: Settings, *, asked: Settings, folder: ModelFolder, 
     """
     disk = Disk.find(settings.output_dir)
     clear(disk)
-    facts = run_facts(settings, folder=folder, data=data, world_size=world_size()) | {"asked": _asked_batch(asked)}
+    facts = run_facts(settings, folder=folder, data=data, world_size=world_size()) | {"asked": asked_batch(asked)}
     # Rank zero alone exports, so it alone knows.
     is_done = together(lambda: rank() == 0 and is_finished(settings, facts=facts))[0]
     checkpoint = None if is_done else checkpoint_to_resume(settings, disk=disk, facts=facts)
@@ -79,7 +80,7 @@ def run_facts(settings: Settings, *, folder: ModelFolder, data: Mapping[str, str
         settings: As they are used.
         folder: The model it begins with.
         data: What decides the samples, by name.
-        world_size: Number of ranks; only the number of samples of a step depends on it.
+        world_size: Number of ranks; only what a step takes depends on it.
 
     Returns:
         Plain data for the manifest of a checkpoint.
@@ -88,44 +89,12 @@ def run_facts(settings: Settings, *, folder: ModelFolder, data: Mapping[str, str
     fingerprint = {
         "model": digest_of_model(folder),
         **{name: data[name] for name in _DATA},
-        _GLOBAL_BATCH: _samples_of_a_step(training, world_size),
+        **step_facts(training, world_size=world_size),
         **{name: _plain(training[name]) for name in _SETTINGS},
         ADAPTERS: asdict(settings.lora) if settings.lora.is_asked else None,
     }
     versions = {"ds_sft": __version__, "code": data["code"], **{name: version(name) for name in _PACKAGES}}
     return {"fingerprint": fingerprint, "versions": versions}
-
-
-def fitted_to_checkpoint(settings: Settings, *, world_size: int) -> Settings:
-    """Keep the number of samples of a step when a run goes on with another number of ranks.
-
-    Args:
-        settings: As parsed.
-        world_size: Number of ranks now.
-
-    Returns:
-        The same, or with another micro-batch and accumulation; each change is told.
-    """
-    stored = _stored_run(settings)
-    training = settings.training
-    # On as many ranks as before, another batch is another run, and refused as such; unless the flags are those that the
-    # run began with, and it was fitted to other ranks since.
-    if stored is None or (stored.world_size == world_size and stored.facts.get("asked") != _asked_batch(settings)):
-        return settings
-    wanted = stored.facts["fingerprint"][_GLOBAL_BATCH]
-    if wanted == _samples_of_a_step(training, world_size) or wanted % world_size:
-        return settings
-    share = wanted // world_size
-    largest = min(share, training["per_device_train_batch_size"])
-    micro = next(size for size in range(largest, 0, -1) if share % size == 0)
-    changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
-    for name, value in changes.items():
-        if training[name] != value:
-            log.warning(
-                "%s: %s -> %s, because the checkpoint has %d samples a step: %d micro x %d accumulate x %d ranks",
-                *(name, training[name], value, wanted, micro, share // micro, world_size),
-            )
-    return replace(settings, training={**training, **changes})
 
 
 def checkpoint_to_resume(settings: Settings, *, disk: Disk, facts: Facts) -> Path | None:
@@ -145,9 +114,9 @@ def checkpoint_to_resume(settings: Settings, *, disk: Disk, facts: Facts) -> Pat
         ConfigError: When it belongs to another run.
     """
     asked = settings.training["resume_from_checkpoint"]
-    if _says_no(asked):
+    if says_no(asked):
         return None
-    if asked is None or _says_yes(asked):
+    if asked is None or says_yes(asked):
         found = newest_whole(disk)
         if found is None and (asked is not None or checkpoints_of(disk.folder)):
             raise MissingInputError(
@@ -213,7 +182,7 @@ def is_finished(settings: Settings, *, facts: Facts) -> bool:
         ConfigError: When it is the export of another run.
     """
     folder = settings.output_dir
-    if _says_no(settings.training["resume_from_checkpoint"]) or faults_of(folder, is_deep=False):
+    if says_no(settings.training["resume_from_checkpoint"]) or faults_of(folder, is_deep=False):
         return False
     is_allowed = settings.training["allow_resume_mismatch"]
     refuse_another_run(folder, facts, is_allowed=is_allowed)
@@ -231,13 +200,13 @@ def resume_faults(settings: Settings) -> Iterator[DsSftError]:
     """
     asked = settings.training["resume_from_checkpoint"]
     found = checkpoints_of(settings.output_dir)
-    if _says_no(asked):
+    if says_no(asked):
         if found:
             yield ConfigError(
                 f"resume_from_checkpoint: must not be False where checkpoints are, but {found[0][1]} is there; leave "
                 "it out to go on, or name another output_dir"
             )
-    elif asked is None or _says_yes(asked):
+    elif asked is None or says_yes(asked):
         yield from _nothing_to_resume(settings.output_dir, found, is_asked=asked is not None)
     elif not (Path(asked).expanduser() / MANIFEST).is_file():
         yield MissingInputError(
@@ -263,37 +232,28 @@ def _nothing_to_resume(folder: Path, found: list[tuple[int, Path]], *, is_asked:
         )
 
 
-def _says_no(asked: str | None) -> bool:
+def says_no(asked: str | None) -> bool:
+    """Tell whether a run must begin anew.
+
+    Args:
+        asked: `resume_from_checkpoint`.
+
+    Returns:
+        True where that is False.
+    """
     return asked is not None and asked.lower() == "false"
 
 
-def _says_yes(asked: str) -> bool:
+def says_yes(asked: str) -> bool:
+    """Tell whether there must be a checkpoint, of which none was named.
+
+    Args:
+        asked: `resume_from_checkpoint`.
+
+    Returns:
+        True where that is True.
+    """
     return asked.lower() == "true"
-
-
-def _samples_of_a_step(training: Mapping[str, Any], world_size: int) -> int:
-    size = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * world_size
-    return int(size)
-
-
-def _asked_batch(settings: Settings) -> list[int]:
-    return [settings.training["per_device_train_batch_size"], settings.training["gradient_accumulation_steps"]]
-
-
-def _stored_run(settings: Settings) -> Manifest | None:
-    """Give the manifest of the checkpoint that is probably gone on from, if it tells the samples of a step."""
-    asked = settings.training["resume_from_checkpoint"]
-    if _says_no(asked):
-        return None
-    named = asked is not None and not _says_yes(asked)
-    here = [*(path for _, path in checkpoints_of(settings.output_dir)), settings.output_dir]
-    folders = [Path(asked).expanduser()] if named else here
-    for folder in folders:
-        if not faults_of(folder, is_deep=False):
-            manifest = read_manifest(folder)
-            is_told = isinstance(manifest.facts.get("fingerprint", {}).get(_GLOBAL_BATCH), int)
-            return manifest if is_told else None
-    return None
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

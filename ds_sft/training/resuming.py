@@ -9,7 +9,6 @@ from torch import nn
 from transformers import Trainer
 
 from ds_sft.config.arguments import TrainingArguments
-from ds_sft.data.batching import RankBatches
 from ds_sft.errors import ModelError, NumericsError
 from ds_sft.save.export import Finished
 from ds_sft.save.staging import Written, newest_whole, verify
@@ -17,6 +16,7 @@ from ds_sft.save.state import read_state
 from ds_sft.training.callbacks import BeginCallback
 from ds_sft.training.checkpoints import Checkpoints, Parts, Plain, own_part, read_shared
 from ds_sft.training.engine_state import engine_state, set_engine_state
+from ds_sft.training.loaders import Batches
 from ds_sft.training.numerics import Numerics, Spikes, StepGuard
 from ds_sft.training.random_state import set_random_state
 from ds_sft.training.throughput import Throughput
@@ -35,7 +35,7 @@ class ResumingTrainer(Trainer):
         **others: As Trainer takes them.
     """
 
-    _batches: RankBatches
+    _batches: Batches
 
     def __init__(
         self, *, args: TrainingArguments, checkpoints: Checkpoints | None, throughput: Throughput, **others: Any

@@ -34,12 +34,14 @@ class Throughput:
         """Add the tokens of a micro-batch.
 
         Args:
-            batch: `labels` and `attention_mask`.
+            batch: Flat or padded.
         """
         is_supervised = batch["labels"].ne(IGNORE_INDEX)
         supervised = is_supervised.sum()
-        # A row without a supervised token is a filler, and its tokens are no more of the data.
-        tokens = (batch["attention_mask"] * is_supervised.any(dim=1, keepdim=True)).sum()
+        # A row without a supervised token is a filler, and its tokens are no more of the data. A flat batch is one row
+        # without a mask: all of its tokens are real.
+        is_real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        tokens = (is_real * is_supervised.any(dim=1, keepdim=True)).sum()
         if self._counts_targets:
             tokens = tokens + supervised
         self._counts += torch.stack([tokens, supervised]).to(self._counts.device)

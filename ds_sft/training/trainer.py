@@ -1,8 +1,8 @@
 """Our trainer: transformers' own with the loss, the batches and the numbers of this package."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ds_sft.config.arguments import TrainingArguments, save_dtype
 from ds_sft.contracts import Family
-from ds_sft.data.batching import RankBatches
 from ds_sft.data.collate import Batch
-from ds_sft.data.fillers import WithFillers
 from ds_sft.errors import PreemptedError
 from ds_sft.model.lora import Adapters
 from ds_sft.model.loss import token_mean_loss
@@ -27,8 +25,8 @@ from ds_sft.training.checkpoints import Checkpoints, without_nan
 from ds_sft.training.collator import collator_for
 from ds_sft.training.evaluation import evaluation_metrics
 from ds_sft.training.inputs import inputs_of
+from ds_sft.training.loaders import evaluation_batches, loader_of, training_batches
 from ds_sft.training.numerics import on_any_rank
-from ds_sft.training.order import begin_worker, order_of
 from ds_sft.training.resuming import ResumingTrainer
 from ds_sft.training.throughput import Throughput
 from ds_sft.zero.ranks import together
@@ -80,7 +78,9 @@ class SftTrainer(ResumingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            data_collator=collator_for(family, model, tokenizer, padding_side, on_gpu=args.device.type == "cuda"),
+            data_collator=collator_for(
+                *(family, model, tokenizer, padding_side), is_flat=args.packing, on_gpu=args.device.type == "cuda"
+            ),
             compute_loss_func=token_mean_loss,
             callbacks=[ProgressCallback(), StopCallback(lambda: self.is_stopped)],
         )
@@ -118,27 +118,37 @@ class SftTrainer(ResumingTrainer):
             The micro-batches of this rank.
         """
         samples: Any = self.train_dataset
-        args = self.args
-        self._batches = RankBatches(
-            order=order_of(samples, args),
-            num_samples=len(samples),
-            batch_size=args.train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            world_size=args.world_size,
-            drop_last=args.dataloader_drop_last,
-        )
-        return DataLoader(
-            WithFillers(samples),
-            batch_sampler=self._batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            worker_init_fn=partial(begin_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-        )
+        args: Any = self.args
+        self._batches = training_batches(samples, args, is_encoder_decoder=self._family.is_encoder_decoder)
+        keeps_workers = args.dataloader_persistent_workers
+        return loader_of(samples, self._batches, args, self.data_collator, keeps_workers=keeps_workers)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Deal out the samples ourselves here too: accelerate repeats some, and a flat batch cannot drop them again.
+
+        Args:
+            eval_dataset: Instead of the one given at the start.
+
+        Returns:
+            The micro-batches of this rank.
+        """
+        samples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        args: Any = self.args
+        batches = evaluation_batches(samples, args, is_encoder_decoder=self._family.is_encoder_decoder)
+        return loader_of(samples, batches, args, self.data_collator)
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Give the mean samples of a step: with packing they differ, and batch size and ranks do not tell it.
+
+        Args:
+            args: As given at the start.
+
+        Returns:
+            At least 1; only the samples per second of the whole run come from it.
+        """
+        samples: Any = self.train_dataset
+        num_steps = math.ceil(len(self._batches) / int(args.gradient_accumulation_steps))
+        return max(1, round(len(samples) / num_steps))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

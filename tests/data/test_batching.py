@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from ds_sft.data.batching import RankBatches, group_by_length_order, shuffled_order
+from ds_sft.data.batching import PackedRankBatches, RankBatches, group_by_length_order, shuffled_order
 from ds_sft.errors import ConfigError
 
 RANKS, PER_RANK = 4, 2
@@ -163,6 +163,68 @@ def test_an_epoch_goes_on_where_a_loader_skips_to(num_workers: int) -> None:
     assert [int(batch) for batch in rest] == shuffled_order(6, seed=1, epoch=2).tolist()[4:]
     batches.set_epoch(3)
     assert [int(batch) for batch in loader] == shuffled_order(6, seed=1, epoch=3).tolist()
+
+
+FILLER = -100
+
+
+def packed(
+    num_micro_batches: int, *, accumulation: int = 1, world_size: int = 1, drop_last: bool = False, epoch: int = 0
+) -> list[list[list[int]]]:
+    """Give the micro-batches of each rank; micro-batch n of epoch e holds samples 10n + e and 10n + e + 1."""
+    dealt = []
+    for rank in range(world_size):
+        batches = PackedRankBatches(
+            plan=lambda epoch: [[10 * number + epoch, 10 * number + epoch + 1] for number in range(num_micro_batches)],
+            num_micro_batches=num_micro_batches,
+            filler=FILLER,
+            accumulation=accumulation,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+        )
+        batches.set_epoch(epoch)
+        dealt.append(list(batches))
+        assert len(batches) == len(dealt[-1])
+    return dealt
+
+
+@given(num=st.integers(1, 40), world_size=SMALL, accumulation=SMALL)
+def test_all_ranks_together_train_each_packed_micro_batch_once_in_equally_many_micro_steps(
+    num: int, world_size: int, accumulation: int
+) -> None:
+    dealt = packed(num, world_size=world_size, accumulation=accumulation)
+    assert {len(of_rank) for of_rank in dealt} == {-(-num // world_size)}
+    real = sorted(batch[0] for batch in chain(*dealt) if batch != [FILLER])
+    assert real == [10 * number for number in range(num)]
+    assert sum(batch == [FILLER] for batch in chain(*dealt)) == -num % world_size
+
+
+@given(num=st.integers(1, 40), micro_batches_of_a_step=st.integers(1, 12), drop_last=st.booleans())
+def test_a_packed_step_has_the_same_samples_however_it_is_split(
+    num: int, micro_batches_of_a_step: int, drop_last: bool
+) -> None:
+    num_kept = num // micro_batches_of_a_step * micro_batches_of_a_step if drop_last else num
+    for world_size in range(1, micro_batches_of_a_step + 1 if num_kept else 0):
+        if micro_batches_of_a_step % world_size:
+            continue
+        accumulation = micro_batches_of_a_step // world_size
+        dealt = packed(num, world_size=world_size, accumulation=accumulation, drop_last=drop_last)
+        steps = steps_of(dealt, accumulation=accumulation)
+        firsts = [{sample // 10 for sample in step} for step in steps]
+        assert firsts == [
+            set(range(start, min(start + micro_batches_of_a_step, num_kept)))
+            for start in range(0, num_kept, micro_batches_of_a_step)
+        ]
+
+
+def test_packed_micro_batches_go_to_the_ranks_in_the_order_of_their_numbers_and_a_filler_to_who_has_none() -> None:
+    assert packed(3, world_size=2, epoch=1) == [[[1, 2], [21, 22]], [[11, 12], [FILLER]]]
+
+
+def test_leaving_out_every_packed_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there are 3 micro-batches, and a step takes 4; leave it out"):
+        packed(3, accumulation=2, world_size=2, drop_last=True)
 
 
 def test_samples_are_shuffled_as_by_the_sampler_of_accelerate() -> None:

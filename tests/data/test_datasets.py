@@ -107,6 +107,32 @@ def test_eager_and_lazy_give_the_same_samples_in_the_same_order(
 
 
 @pytest.mark.parametrize("is_lazy", [False, True])
+@pytest.mark.parametrize("name", ["flan_t5", "yuan2"])
+def test_the_tokens_of_samples_are_counted_as_they_come(
+    tiny_checkpoint: Path, tiny_yuan2: Path, name: str, is_lazy: bool, cache: Path
+) -> None:
+    family = family_named(name)
+    tokenizer = family.load_tokenizer({"flan_t5": tiny_checkpoint, "yuan2": tiny_yuan2}[name])
+    data = DataArguments(data_path=str(GOLDEN), lazy_preprocess=is_lazy)
+    dataset = build_dataset(
+        GOLDEN, data=data, encoder=Encoder(family, tokenizer, LayoutOptions(150)), counts_tokens=True
+    )
+    counted = [[len(row["input_ids"]), len(row["labels"])] for row in rows(dataset)]
+    expected = counted if family.is_encoder_decoder else [[0, target] for _, target in counted]
+    assert dataset.num_tokens().T.tolist() == expected
+    assert len({str(both) for both in expected}) > 5
+
+
+def test_places_without_counts_are_not_taken_for_counted_ones(tmp_path: Path, encoder: Encoder, cache: Path) -> None:
+    file = write(tmp_path / "d.json", ANSWERED)
+    build(file, encoder, lazy_preprocess=True)
+    data = DataArguments(data_path=str(file), lazy_preprocess=True)
+    counted = build_dataset(file, data=data, encoder=encoder, counts_tokens=True)
+    assert counted.num_tokens().shape == (2, 1)
+    assert len(list(cache.glob("*.arrow"))) == 2
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
 def test_several_processes_give_the_samples_and_counters_of_one(
     encoder: Encoder, is_lazy: bool, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

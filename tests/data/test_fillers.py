@@ -10,18 +10,29 @@ from torch.utils.data import DataLoader
 
 from ds_sft.config.sources import DataArguments
 from ds_sft.contracts import IGNORE_INDEX, LayoutOptions
-from ds_sft.data.collate import Batch, DataCollatorForCausalDataset, DataCollatorForSupervisedDataset
+from ds_sft.data.collate import (
+    Batch,
+    Collator,
+    DataCollatorForCausalDataset,
+    DataCollatorForSupervisedDataset,
+    FlatCollatorForCausalDataset,
+    FlatCollatorForSupervisedDataset,
+)
 from ds_sft.data.datasets import Row, SampleDataset, build_dataset
 from ds_sft.data.draft import Encoder
 from ds_sft.data.fillers import WithFillers, filler_of
 from ds_sft.families import family_named
 from ds_sft.model.loss import LossHead, losses_at, targets_of, token_mean_loss
 
-Collator = DataCollatorForCausalDataset | DataCollatorForSupervisedDataset
 COLLATORS: list[Collator] = [
     DataCollatorForSupervisedDataset(pad_token_id=0, decoder_start_token_id=0, decoder_pad_token_id=0),
     DataCollatorForCausalDataset(pad_token_id=0),
     DataCollatorForCausalDataset(pad_token_id=0, padding_side="left"),
+]
+
+FLAT: list[Collator] = [
+    FlatCollatorForSupervisedDataset(decoder_start_token_id=0, decoder_pad_token_id=0),
+    FlatCollatorForCausalDataset(),
 ]
 
 
@@ -85,7 +96,7 @@ def test_a_filler_brings_no_label_into_a_batch(collate: Collator) -> None:
     assert labels[1].eq(IGNORE_INDEX).all()
 
 
-@pytest.mark.parametrize("collate", COLLATORS)
+@pytest.mark.parametrize("collate", [*COLLATORS, *FLAT])
 def test_a_batch_of_fillers_alone_has_no_loss_and_no_gradient(collate: Collator) -> None:
     labels = batch_of(collate, WithFillers(Two())[filler_of(1)])["labels"]
     states = torch.randn(*labels.shape, 8, requires_grad=True)

@@ -15,7 +15,18 @@ from ds_sft.contracts import IGNORE_INDEX, LayoutOptions
 from ds_sft.data import samples
 from ds_sft.data.draft import Encoder
 from ds_sft.data.read import RecordFile, open_records
-from ds_sft.data.samples import PLACES, SAMPLES, Packed, labels_of, locate, parcels_of, run_lengths, tokenise
+from ds_sft.data.samples import (
+    COUNTED_PLACES,
+    PLACES,
+    SAMPLES,
+    Packed,
+    labels_of,
+    locate,
+    locate_and_count,
+    parcels_of,
+    run_lengths,
+    tokenise,
+)
 from ds_sft.data.table import Table
 from ds_sft.data.table_file import write_table
 from ds_sft.families import family_named
@@ -113,7 +124,7 @@ def test_tokens_of_an_answer_that_are_cut_off_are_counted(tmp_path: Path, encode
 
 def test_rejected_records_are_counted_and_named_without_their_file(tmp_path: Path, encoder: Encoder) -> None:
     (parcel,) = parcels_of(records(tmp_path, talk("q", "a"), {"conversations": [{"from": "robot", "value": "x"}]}))
-    for work in (tokenise, locate):
+    for work in (tokenise, locate, locate_and_count):
         packed = work(encoder, parcel)
         assert packed.num_records == 2
         assert (packed.counters["samples"], packed.counters["rejected_unknown_role"]) == (1, 1)
@@ -145,3 +156,16 @@ def test_records_without_samples_make_no_rows(tmp_path: Path, encoder: Encoder) 
     (parcel,) = parcels_of(records(tmp_path, {"conversations": []}))
     assert rows(tokenise(encoder, parcel), SAMPLES, tmp_path) == []
     assert rows(locate(encoder, parcel), PLACES, tmp_path) == []
+    assert rows(locate_and_count(encoder, parcel), COUNTED_PLACES, tmp_path) == []
+
+
+def test_counted_places_tell_the_tokens_of_both_sides(tmp_path: Path, encoder: Encoder) -> None:
+    (parcel,) = parcels_of(records(tmp_path, talk("q", "a", "q2", "a2"), talk("q3", "a3 " * 9)))
+    places = rows(locate(encoder, parcel), PLACES, tmp_path)
+    counted = rows(locate_and_count(encoder, parcel), COUNTED_PLACES, tmp_path)
+    samples = rows(tokenise(encoder, parcel), SAMPLES, tmp_path)
+    names = ("start", "end", "number", "nth")
+    assert [[row[name] for name in names] for row in counted] == [[row[name] for name in names] for row in places]
+    assert [(row["source"], row["target"]) for row in counted] == [
+        (len(row["source"]), len(row["target"])) for row in samples
+    ]

@@ -17,7 +17,6 @@ from ds_sft.save.staging import Disk
 from ds_sft.training.resume import (
     Facts,
     checkpoint_to_resume,
-    fitted_to_checkpoint,
     is_finished,
     refuse_another_run,
     resume_faults,
@@ -30,7 +29,6 @@ FACTS: Facts = {
     "fingerprint": {"model": "a" * 64, "learning_rate": 0.001, "samples of a step": 4, "seed": 7},
     "versions": {"ds_sft": "1.0", "torch": "2.13.0"},
 }
-SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @pytest.fixture
@@ -86,113 +84,6 @@ def exported(folder: Path, facts: Facts = FACTS) -> Path:
     fact = write_new_json(folder / "config.json", {})
     write_manifest(folder, Manifest(FORMAT, 3, 1, {"config.json": fact}, facts))
     return folder
-
-
-# ---- the batch of a run that goes on with other ranks
-
-
-def fitted(
-    settings: Settings, *, stored: int, micro: int, accumulation: int, before: int, world_size: int
-) -> tuple[int, int]:
-    """Go on, with the flags of another number of ranks, from a checkpoint with so many samples a step."""
-    whole(settings.output_dir / "checkpoint-3", changed(**{"samples of a step": stored}), world_size=before)
-    given = training(settings, **dict(zip(SPLIT, (micro, accumulation), strict=True)))
-    found = fitted_to_checkpoint(given, world_size=world_size).training
-    assert {**found, **dict.fromkeys(SPLIT)} == {**given.training, **dict.fromkeys(SPLIT)}
-    return found[SPLIT[0]], found[SPLIT[1]]
-
-
-def test_half_the_ranks_accumulate_twice_as_often_and_it_is_said(
-    settings: Settings, told: pytest.LogCaptureFixture
-) -> None:
-    assert fitted(settings, stored=4, micro=2, accumulation=1, before=2, world_size=1) == (2, 2)
-    (line,) = told.messages
-    assert line == (
-        "gradient_accumulation_steps: 1 -> 2, because the checkpoint has 4 samples a step: 2 micro x 2 accumulate x "
-        "1 ranks"
-    )
-    assert told.records[0].levelname == "WARNING"
-
-
-def test_twice_the_ranks_take_half_the_micro_batch_and_it_is_said(
-    settings: Settings, told: pytest.LogCaptureFixture
-) -> None:
-    assert fitted(settings, stored=4, micro=4, accumulation=1, before=1, world_size=2) == (2, 1)
-    (line,) = told.messages
-    assert line == (
-        "per_device_train_batch_size: 4 -> 2, because the checkpoint has 4 samples a step: 2 micro x 1 accumulate x "
-        "2 ranks"
-    )
-
-
-@pytest.mark.parametrize(
-    ("stored", "micro", "accumulation", "before", "world_size", "expected"),
-    [
-        (16, 4, 2, 2, 4, (4, 1)),
-        (16, 4, 2, 2, 1, (4, 4)),
-        (20, 5, 1, 4, 2, (5, 2)),
-        (30, 3, 1, 10, 3, (2, 5)),  # ten samples a rank, and no micro-batch above three that fits memory
-        (14, 7, 1, 2, 14, (1, 1)),
-    ],
-)
-def test_the_micro_batch_is_the_largest_that_fits_and_never_grows(
-    *,
-    settings: Settings,
-    stored: int,
-    micro: int,
-    accumulation: int,
-    before: int,
-    world_size: int,
-    expected: tuple[int, int],
-) -> None:
-    found = fitted(
-        settings, stored=stored, micro=micro, accumulation=accumulation, before=before, world_size=world_size
-    )
-    assert found == expected
-    assert found[0] * found[1] * world_size == stored
-
-
-def test_a_batch_that_the_ranks_cannot_share_is_left_as_it_is(
-    settings: Settings, told: pytest.LogCaptureFixture
-) -> None:
-    assert fitted(settings, stored=5, micro=5, accumulation=1, before=1, world_size=2) == (5, 1)
-    assert told.messages == []
-
-
-def test_a_batch_that_is_the_same_is_left_as_it_is(settings: Settings, told: pytest.LogCaptureFixture) -> None:
-    assert fitted(settings, stored=4, micro=1, accumulation=2, before=4, world_size=2) == (1, 2)
-    assert told.messages == []
-
-
-def test_a_batch_that_was_asked_for_anew_on_as_many_ranks_is_left_to_be_refused(settings: Settings) -> None:
-    assert fitted(settings, stored=4, micro=8, accumulation=1, before=1, world_size=1) == (8, 1)
-
-
-@pytest.mark.parametrize("asked", [None, "True", "False"])
-def test_without_a_checkpoint_the_batch_is_left_as_it_is(settings: Settings, asked: str | None) -> None:
-    given = training(settings, resume_from_checkpoint=asked)
-    assert fitted_to_checkpoint(given, world_size=2) == given
-
-
-def test_the_newest_checkpoint_that_may_be_whole_counts(settings: Settings) -> None:
-    whole(settings.output_dir / "checkpoint-2", changed(**{"samples of a step": 2}), world_size=2)
-    whole(settings.output_dir / "checkpoint-3", changed(**{"samples of a step": 6}), world_size=2)
-    cut(settings.output_dir / "checkpoint-4", changed(**{"samples of a step": 8}))
-    without_manifest(settings.output_dir / "checkpoint-5")
-    given = training(settings, per_device_train_batch_size=2, gradient_accumulation_steps=1)
-    assert fitted_to_checkpoint(given, world_size=1).training["gradient_accumulation_steps"] == 3
-
-
-def test_a_checkpoint_that_was_named_counts_alone(settings: Settings, tmp_path: Path) -> None:
-    whole(settings.output_dir / "checkpoint-3", changed(**{"samples of a step": 6}), world_size=2)
-    named = whole(tmp_path / "elsewhere" / "checkpoint-9", changed(**{"samples of a step": 8}), world_size=2)
-    given = training(
-        settings,
-        resume_from_checkpoint=str(named),
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=1,
-    )
-    assert fitted_to_checkpoint(given, world_size=1).training["gradient_accumulation_steps"] == 4
 
 
 # ---- another run
@@ -290,6 +181,47 @@ def test_what_changes_the_losses_is_a_difference(
     other = run_facts(training(settings, **changes), folder=model, data=DATA, world_size=1)
     assert other["fingerprint"] != facts["fingerprint"]
     assert other["versions"] == facts["versions"]
+
+
+STEP = ("micro-batches of a step", "tokens_per_batch", "target_tokens_per_batch")
+PACKED = {"packing": True, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"packing": False}, {"packing", "samples of a step", *STEP}),
+        ({"tokens_per_batch": 1000}, {"tokens_per_batch"}),
+        ({"target_tokens_per_batch": 1000}, {"target_tokens_per_batch"}),
+        ({"per_device_train_batch_size": 3}, {"tokens_per_batch", "target_tokens_per_batch"}),
+        ({"gradient_accumulation_steps": 3}, {"micro-batches of a step"}),
+        ({"tokens_per_batch": 2 * 2048}, set()),
+    ],
+)
+def test_what_changes_a_packed_step_is_a_difference(
+    settings: Settings, model: ModelFolder, changes: dict[str, Any], differing: set[str]
+) -> None:
+    facts, other = (
+        run_facts(training(settings, **given), folder=model, data=DATA, world_size=1)["fingerprint"]
+        for given in (PACKED, {**PACKED, **changes})
+    )
+    assert {name for name in {*facts, *other} if facts.get(name) != other.get(name)} == differing
+
+
+def test_the_number_of_ranks_is_no_difference_where_a_packed_step_has_as_many_micro_batches(
+    settings: Settings, model: ModelFolder
+) -> None:
+    four, one = (
+        run_facts(
+            training(settings, **{**PACKED, "gradient_accumulation_steps": accumulation}),
+            folder=model,
+            data=DATA,
+            world_size=4 // accumulation,
+        )
+        for accumulation in (1, 4)
+    )
+    assert four == one
+    assert four["fingerprint"]["micro-batches of a step"] == 4
 
 
 @pytest.mark.parametrize("changes", [{"save_steps": 3}, {"logging_steps": 3}, {"output_dir": "x"}, {"bf16": False}])
