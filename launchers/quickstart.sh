@@ -43,7 +43,7 @@ say "2/5 fine-tuning on $devices ranks under ZeRO-3"
         --data_path "$conversations" \
         --output_dir "$tuned" \
         --max_steps 250 \
-        --per_device_train_batch_size "$((16 / devices > 0 ? 16 / devices : 1))" \
+        --tokens_per_batch "$((2400 / devices > 600 ? 2400 / devices : 600))" \
         --learning_rate 2.5e-3 \
         --warmup_steps 10 \
         --logging_steps 20 \

@@ -61,7 +61,7 @@ class TrainingArguments(transformers.TrainingArguments):
         },
     )
     packing: bool = field(
-        default=False,
+        default=True,
         metadata={"help": "Lay samples one behind the other, without padding, until a micro-batch is full."},
     )
     tokens_per_batch: int | None = field(

@@ -59,7 +59,7 @@ def test_the_training_flags_that_differ_from_those_of_transformers() -> None:
         "cache_dir": None,
         "model_max_length": 2048,
         "save_dtype": None,
-        "packing": False,
+        "packing": True,
         "tokens_per_batch": None,
         "target_tokens_per_batch": None,
         "max_shard_size": "5GB",
