@@ -252,7 +252,7 @@ MISTAKES = {
         ["--last_response_loss and --efficient_loss"],
         {"last_response_loss": True, "efficient_loss": True},
     ),
-    "adapters": Mistake(64, ["lora_r: adapters are not in this version, but it is 8"], {"lora_r": 8}),
+    "adapters of no rank": Mistake(64, ["lora_r: must be at least 1, but is 0"], {"lora_r": 0}),
     "no evaluation data": Mistake(64, ["eval_strategy: 'steps' needs data"], {"eval_strategy": "steps"}),
     "no DeepSpeed file": Mistake(66, ["deepspeed: file must exist", "zero9.json"], {"deepspeed": "zero9.json"}),
     "batch contradiction": Mistake(
