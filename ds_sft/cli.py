@@ -107,6 +107,27 @@ def merge(  # its flags
     _show(lines(Request(adapter, output_dir, model, save_dtype, max_shard_size, is_json=json)))
 
 
+@app.command()
+def recipes(*, json: JsonFlag = False) -> None:
+    """List the complete runs that are shipped."""
+    from ds_sft.tools.recipes import recipes as lines
+
+    set_up_logging()
+    _show(lines(is_json=json))
+
+
+@app.command()
+def init(
+    recipe: Annotated[str, typer.Argument(help="A name that `ds-sft recipes` lists.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the copy.")],
+) -> None:
+    """Copy a recipe, to be changed and given to the other verbs."""
+    from ds_sft.tools.recipes import init as copy
+
+    set_up_logging()
+    copy(recipe, output)
+
+
 def main() -> None:
     """Run a verb and leave with a documented exit code."""
     run(app)

@@ -74,7 +74,7 @@ def test_looking_at_data_loads_no_torch_and_no_model_code(
 
 def test_the_verbs_are_those_of_the_help() -> None:
     told = CliRunner().invoke(cli.app, ["--help"]).stdout
-    assert [verb for verb in ("train", "validate", "preview") if f" {verb} " not in told] == []
+    assert [verb for verb in ("train", "validate", "preview", "recipes", "init") if f" {verb} " not in told] == []
 
 
 def test_the_version_is_the_packages() -> None:
@@ -91,6 +91,14 @@ def test_an_unknown_verb_is_a_usage_fault() -> None:
     ended = ds_sft_verb("previw")
     assert ended.code == 2
     assert "previw" in ended.err
+
+
+def test_an_unknown_recipe_is_a_usage_fault_of_one_line(tmp_path: Path) -> None:
+    ended = ds_sft_verb("init", "yuan2-2b-lorra", "-o", tmp_path / "my.yaml")
+    assert ended.code == 2
+    assert ended.err.splitlines() == [
+        "error: recipe: must be one that `ds-sft recipes` lists, but is 'yuan2-2b-lorra'; did you mean yuan2-2b-lora?"
+    ]
 
 
 def test_an_unknown_flag_of_a_verb_is_a_usage_fault_of_one_line(named: list[str]) -> None:
