@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from ds_sft.config.parse import build_training_arguments, parse
 from ds_sft.config.resolved import show_settings, write_settings
@@ -28,6 +29,8 @@ from ds_sft.training.adapters import frozen_as, with_adapters
 from ds_sft.training.checkpoints import Checkpoints
 from ds_sft.training.device import on_this_device
 from ds_sft.training.elastic import fitted_to_checkpoint
+from ds_sft.training.events import EventsCallback, recorded
+from ds_sft.training.header import Given, run_figures
 from ds_sft.training.preflight import check
 from ds_sft.training.resume import where_to_begin
 from ds_sft.training.space import refuse_small_disk
@@ -60,7 +63,11 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
     check(settings, family=family, folder=folder, world_size=distributed.world_size())
     show_settings(settings)
 
-    with output_lock(settings.output_dir) if rank() == 0 else nullcontext(), watch_build_locks():
+    with (
+        output_lock(settings.output_dir) if rank() == 0 else nullcontext(),
+        watch_build_locks(),
+        recorded(settings.output_dir, is_writer=rank() == 0) as record,
+    ):
         # Data before the model: a file that teaches nothing must not cost a model load.
         tokenizer = family.load_tokenizer(folder.path)
         options = settings.data.layout_options(max_tokens=settings.training["model_max_length"])
@@ -102,6 +109,8 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
             ),
             is_stop_asked=lambda: STOP.reason is not None,
         )
+        given = Given(settings.model.model_name_or_path, family, train_dataset.account, begin.facts["versions"])
+        trainer.add_callback(EventsCallback(record, partial(run_figures, given)))
         if args.should_save:
             # As asked, not as fitted to this machine: the same recipe uses a GPU where there is one.
             write_settings(asked, into=settings.output_dir)

@@ -16,7 +16,7 @@ from ds_sft.zero.settings import write_resolved
 log = logging.getLogger(__name__)
 
 _ROUNDING = 1e-9
-_KIB_PER_GIB = 2**20
+_BYTES_PER_KIB = 2**10
 _BYTES_PER_GIB = 2**30
 
 
@@ -191,12 +191,24 @@ def training_line(logs: dict[str, float], state: TrainerState, *, seconds_left: 
     return "  ".join(figures)
 
 
-def _memory_gib() -> str:
-    """Give the peak of this rank: of its GPU with the GPU's size, or of its process."""
+def peak_memory_bytes() -> int:
+    """Give the peak of this rank.
+
+    Returns:
+        Of its GPU, or of its process where there is none.
+    """
     if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        return f"{torch.cuda.max_memory_allocated() / _BYTES_PER_GIB:.1f}/{total / _BYTES_PER_GIB:.0f}"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_GIB:.1f}"
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_KIB
+
+
+def _memory_gib() -> str:
+    """Give the peak of this rank, with the size of its GPU where there is one."""
+    peak = f"{peak_memory_bytes() / _BYTES_PER_GIB:.1f}"
+    if not torch.cuda.is_available():
+        return peak
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return f"{peak}/{total / _BYTES_PER_GIB:.0f}"
 
 
 def _duration(seconds: float) -> str:

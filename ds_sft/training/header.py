@@ -1,0 +1,117 @@
+"""What a run is, in figures: told in three lines before the first step, kept as an event."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerState
+
+from ds_sft.config.arguments import TrainingArguments
+from ds_sft.contracts import Family
+from ds_sft.data.account import Account
+from ds_sft.zero.gather import full_shape
+
+_PERCENT = 100.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run was given.
+
+    Args:
+        model: Its folder, or its name on the hub.
+        family: Of the model.
+        account: What became of the training data.
+        versions: Package -> version.
+    """
+
+    model: str
+    family: Family
+    account: Account
+    versions: Mapping[str, str]
+
+
+def run_figures(given: Given, model: nn.Module, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+    """Give what a run is.
+
+    Args:
+        given: What it was given.
+        model: Without the engine around it.
+        args: Of the run.
+        state: With the number of steps.
+
+    Returns:
+        Plain data; `tokens` and `supervised_tokens` (of an epoch) are None where samples are made on access, and
+        `zero_stage` without DeepSpeed.
+    """
+    trained, total = _parameter_counts(model)
+    counters = given.account.counters
+    micro, accumulation, ranks = args.train_batch_size, args.gradient_accumulation_steps, args.world_size
+    return {
+        "model": given.model,
+        "family": given.family.name,
+        "trained_parameters": trained,
+        "parameters": total,
+        "precision": next((name for name in ("bf16", "fp16") if getattr(args, name)), "fp32"),
+        "zero_stage": _zero_stage(args),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
+        "batch": {
+            "samples": micro * accumulation * ranks,
+            "micro": micro,
+            "accumulation": accumulation,
+            "ranks": ranks,
+        },
+        "steps": state.max_steps,
+        "epochs": float(state.num_train_epochs),
+        "data": str(given.account.data),
+        "loss_mode": given.account.mode,
+        "samples": counters["samples"],
+        "tokens": counters.get("tokens_total"),
+        "supervised_tokens": counters.get("tokens_supervised"),
+        "versions": dict(given.versions),
+    }
+
+
+def header_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Put the figures into words.
+
+    Args:
+        figures: As `run_figures` gives them.
+
+    Returns:
+        Three lines: model, batch as an equation, tokens.
+    """
+    trained, total = figures["trained_parameters"], figures["parameters"]
+    stage = figures["zero_stage"]
+    batch = figures["batch"]
+    tokens, supervised = figures["tokens"], figures["supervised_tokens"]
+    equation = (
+        f"{batch['samples']} samples = {batch['micro']} micro x {batch['accumulation']} accumulate x {batch['ranks']}"
+    )
+    told = "not counted, because samples are made on access"
+    if tokens and supervised is not None:
+        told = f"{tokens:,} an epoch, {supervised:,} of them supervised ({_PERCENT * supervised / tokens:.1f} %)"
+    return [
+        f"model: {figures['model']} ({figures['family']}), {trained:,} of {total:,} parameters train "
+        f"({_PERCENT * trained / max(1, total):.2f} %), {figures['precision']}, "
+        + ("without DeepSpeed" if stage is None else f"ZeRO-{stage}"),
+        f"batch: {equation} ranks; {figures['steps']} steps, {figures['samples']} samples an epoch",
+        f"tokens: {told}",
+    ]
+
+
+def _parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Count what trains and what there is; peft knows how many weights a packed 4-bit one holds."""
+    if isinstance(model, PeftModel):
+        counts: tuple[int, int] = model.get_nb_trainable_parameters()
+        return counts
+    sizes = [(full_shape(weight).numel(), weight.requires_grad) for weight in model.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
+def _zero_stage(args: TrainingArguments) -> int | None:
+    config = args.hf_deepspeed_config
+    return None if config is None else int(config.get_value("zero_optimization.stage", 0))
