@@ -108,6 +108,26 @@ def merge(  # its flags
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="output_dir of a run, also of one that crashed.", show_default=False)],
+    output_dir: Annotated[
+        Path | None, typer.Option("--output_dir", "--output-dir", help="Folder of the report; the run's by default.")
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option("--num_samples", "--num-samples", min=0, help="Most samples to show.")
+    ] = 200,
+    *,
+    json: JsonFlag = False,
+) -> None:
+    """Tell what a run was and what happened in it: one page, one picture, one JSON file."""
+    from ds_sft.tools.run_report.report import Wanted
+    from ds_sft.tools.run_report.report import report as lines
+
+    set_up_logging()
+    _show(lines(Wanted(folder, output_dir, num_samples, is_json=json)))
+
+
+@app.command()
 def recipes(*, json: JsonFlag = False) -> None:
     """List the complete runs that are shipped."""
     from ds_sft.tools.recipes import recipes as lines

@@ -74,7 +74,9 @@ def test_looking_at_data_loads_no_torch_and_no_model_code(
 
 def test_the_verbs_are_those_of_the_help() -> None:
     told = CliRunner().invoke(cli.app, ["--help"]).stdout
-    assert [verb for verb in ("train", "validate", "preview", "recipes", "init") if f" {verb} " not in told] == []
+    assert [
+        verb for verb in ("train", "validate", "preview", "recipes", "init", "report") if f" {verb} " not in told
+    ] == []
 
 
 def test_the_version_is_the_packages() -> None:
@@ -99,6 +101,26 @@ def test_an_unknown_recipe_is_a_usage_fault_of_one_line(tmp_path: Path) -> None:
     assert ended.err.splitlines() == [
         "error: recipe: must be one that `ds-sft recipes` lists, but is 'yuan2-2b-lorra'; did you mean yuan2-2b-lora?"
     ]
+
+
+def test_the_report_of_an_empty_folder_is_one_line_and_66(tmp_path: Path) -> None:
+    ended = ds_sft_verb("report", tmp_path)
+    assert ended.code == 66
+    assert ended.err.startswith(
+        f"error: folder: must hold trainer_state.json, a checkpoint with one, or events.jsonl, but {tmp_path}"
+    )
+    assert len(ended.err.splitlines()) == 1
+    assert ended.out == ""
+
+
+def test_a_report_loads_no_torch_and_no_model_code(named: list[str], tmp_path: Path) -> None:
+    settings = {"model_name_or_path": named[1], "data_path": named[3], "output_dir": str(tmp_path)}
+    (tmp_path / "ds_sft.resolved.yaml").write_text(json.dumps(settings))
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 2.0}]}')
+    ended = ds_sft_verb("report", tmp_path)
+    assert ended.code == 0
+    assert ended.err.splitlines()[-1].split() == ["loaded"]
+    assert "samples of conversations.json" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_unknown_flag_of_a_verb_is_a_usage_fault_of_one_line(named: list[str]) -> None:

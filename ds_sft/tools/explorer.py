@@ -1,15 +1,13 @@
 """Writes the mask explorer: one page that needs no network and runs nothing but its own script."""
 
-import base64
-import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_sft.errors import SaveError
+from ds_sft.tools.policy import hash_of
 from ds_sft.tools.render import heading, shown
 from ds_sft.tools.samples import Sample
 
@@ -54,7 +52,7 @@ def explorer_page(samples: Sequence[Sample], *, counters: Counter[str], name: st
     told = {"name": name, "counters": dict(+counters), "samples": [_told(sample) for sample in samples]}
     data = json.dumps(told).translate(_MARKUP)
     for element in ("style", "script"):
-        template = template.replace(f"%{element}-hash%", _hash(template, element))
+        template = template.replace(f"%{element}-hash%", hash_of(template, element))
     return template.replace("%data%", data)
 
 
@@ -72,9 +70,3 @@ def _told(sample: Sample) -> dict[str, Any]:
             for side, pieces in sample.sides.items()
         ],
     }
-
-
-def _hash(template: str, element: str) -> str:
-    """Give the hash by which the page's policy knows its own style or script."""
-    (content,) = re.findall(rf"<{element}>(.*?)</{element}>", template, flags=re.DOTALL)
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

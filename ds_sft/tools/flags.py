@@ -34,6 +34,15 @@ WITHOUT_EFFECT = frozenset(
 """Flags of these groups that change no sample."""
 
 
+def sample_flags() -> set[str]:
+    """Name the flags of these groups.
+
+    Returns:
+        Their names.
+    """
+    return {flag.name for group in GROUPS for flag in fields(group)}
+
+
 def flag_help() -> str:
     """Describe the flags.
 

@@ -16,7 +16,7 @@ from ds_sft.data.read import RecordFile, open_records
 from ds_sft.errors import ConfigError, DataError, UsageError, raise_together
 from ds_sft.families import family_of
 from ds_sft.model.folder import find_model_folder
-from ds_sft.tools.flags import GROUPS, WITHOUT_EFFECT, LimitArguments
+from ds_sft.tools.flags import GROUPS, WITHOUT_EFFECT, LimitArguments, sample_flags
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def say_next(verb: str, arguments: Sequence[str]) -> None:
 
 def _parse(arguments: Sequence[str], verb: str) -> tuple[ModelArguments, DataArguments, LimitArguments]:
     recipe, flags = split_recipe(arguments)
-    known = {flag.name for group in GROUPS for flag in fields(group)}
+    known = sample_flags()
     asked, ignored = [], []
     for name, values in flag_groups(recipe):
         if name in known - WITHOUT_EFFECT:
