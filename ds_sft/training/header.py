@@ -12,6 +12,7 @@ from transformers import TrainerState
 from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import Family
 from ds_sft.data.account import Account
+from ds_sft.training.step import budgets_of
 from ds_sft.zero.gather import full_shape
 
 _PERCENT = 100.0
@@ -49,7 +50,6 @@ def run_figures(given: Given, model: nn.Module, args: TrainingArguments, state: 
     """
     trained, total = _parameter_counts(model)
     counters = given.account.counters
-    micro, accumulation, ranks = args.train_batch_size, args.gradient_accumulation_steps, args.world_size
     return {
         "model": given.model,
         "family": given.family.name,
@@ -58,12 +58,7 @@ def run_figures(given: Given, model: nn.Module, args: TrainingArguments, state: 
         "precision": next((name for name in ("bf16", "fp16") if getattr(args, name)), "fp32"),
         "zero_stage": _zero_stage(args),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-        "batch": {
-            "samples": micro * accumulation * ranks,
-            "micro": micro,
-            "accumulation": accumulation,
-            "ranks": ranks,
-        },
+        "batch": _batch(args, given.family),
         "steps": state.max_steps,
         "epochs": float(state.num_train_epochs),
         "data": str(given.account.data),
@@ -88,9 +83,8 @@ def header_lines(figures: Mapping[str, Any]) -> list[str]:
     stage = figures["zero_stage"]
     batch = figures["batch"]
     tokens, supervised = figures["tokens"], figures["supervised_tokens"]
-    equation = (
-        f"{batch['samples']} samples = {batch['micro']} micro x {batch['accumulation']} accumulate x {batch['ranks']}"
-    )
+    size = f"{batch['size']:,} {batch['unit']}"
+    equation = f"{size} = {batch['micro']} micro x {batch['accumulation']} accumulate x {batch['ranks']} ranks"
     told = "not counted, because samples are made on access"
     if tokens and supervised is not None:
         told = f"{tokens:,} an epoch, {supervised:,} of them supervised ({_PERCENT * supervised / tokens:.1f} %)"
@@ -98,7 +92,7 @@ def header_lines(figures: Mapping[str, Any]) -> list[str]:
         f"model: {figures['model']} ({figures['family']}), {trained:,} of {total:,} parameters train "
         f"({_PERCENT * trained / max(1, total):.2f} %), {figures['precision']}, "
         + ("without DeepSpeed" if stage is None else f"ZeRO-{stage}"),
-        f"batch: {equation} ranks; {figures['steps']} steps, {figures['samples']} samples an epoch",
+        f"batch: {equation}; {figures['steps']} steps, {figures['samples']:,} samples",
         f"tokens: {told}",
     ]
 
@@ -110,6 +104,17 @@ def _parameter_counts(model: nn.Module) -> tuple[int, int]:
         return counts
     sizes = [(full_shape(weight).numel(), weight.requires_grad) for weight in model.parameters()]
     return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
+def _batch(args: TrainingArguments, family: Family) -> dict[str, Any]:
+    """Give the factors of a step; with packing it is filled up to a budget of tokens."""
+    micro, unit = args.train_batch_size, "samples"
+    if args.packing:
+        micro = budgets_of(vars(args), is_encoder_decoder=family.is_encoder_decoder)[0]
+        unit = "source tokens at most" if family.is_encoder_decoder else "tokens at most"
+    accumulation, ranks = args.gradient_accumulation_steps, args.world_size
+    size = micro * accumulation * ranks
+    return {"unit": unit, "size": size, "micro": micro, "accumulation": accumulation, "ranks": ranks}
 
 
 def _zero_stage(args: TrainingArguments) -> int | None:

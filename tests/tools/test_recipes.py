@@ -53,15 +53,16 @@ def test_every_recipe_passes_the_checks_before_a_run(
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_batch_that_a_recipe_tells_is_the_one_it_gives(file: Path) -> None:
+def test_the_step_that_a_recipe_tells_is_the_one_it_gives(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    found = re.search(r"# batch (\d+) = (\d+) x (\d+) x (\d+) GPUs\n", text)
+    found = re.search(r"# a step: up to (\d+) (?:source )?tokens = (\d+) x (\d+) x (\d+) GPUs\n", text)
     assert found is not None
-    total, *factors = map(int, found.groups())
+    total, micro, accumulation, num_gpus = map(int, found.groups())
     content = yaml.safe_load(text)
-    sizes = [content["per_device_train_batch_size"], content["gradient_accumulation_steps"], NUM_GPUS[file.stem]]
-    assert factors == sizes
-    assert total == sizes[0] * sizes[1] * sizes[2]
+    assert micro == content["per_device_train_batch_size"] * content["model_max_length"]
+    assert f"= {micro} tokens a micro-batch" in text
+    assert (accumulation, num_gpus) == (content["gradient_accumulation_steps"], NUM_GPUS[file.stem])
+    assert total == micro * accumulation * num_gpus
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from ds_sft.config.arguments import TrainingArguments
 from ds_sft.errors import ConfigError, PreemptedError
+from ds_sft.families import family_named
 from ds_sft.save.events import Event, read_events
+from ds_sft.training import header
 from ds_sft.training.events import Record, recorded
 from ds_sft.training.header import header_lines
 from tests.conftest import CONFIGS
@@ -91,7 +94,8 @@ def test_the_first_event_counts_whole_weights_and_tells_the_batch(output: Path) 
     with safe_open(output / "model.safetensors", "pt") as weights:
         total = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     assert (start["trained_parameters"], start["parameters"]) == (total, total)
-    assert start["batch"] == {"samples": 16, "micro": 8, "accumulation": 1, "ranks": 2}
+    factors = {"micro": 8, "accumulation": 1, "ranks": 2}
+    assert start["batch"] == {"unit": "samples", "size": 16, **factors}
     assert (start["step"], start["steps"], start["zero_stage"], start["precision"]) == (0, 4, 3, "fp32")
     assert (
         start["supervised_tokens"] == read_json(output / "data_counters.json")["train"]["counters"]["tokens_supervised"]
@@ -109,7 +113,7 @@ FIGURES: dict[str, Any] = {
     "parameters": 3000,
     "precision": "bf16",
     "zero_stage": 2,
-    "batch": {"samples": 64, "micro": 4, "accumulation": 2, "ranks": 8},
+    "batch": {"unit": "samples", "size": 64, "micro": 4, "accumulation": 2, "ranks": 8},
     "steps": 120,
     "samples": 48,
     "tokens": 2000,
@@ -120,9 +124,18 @@ FIGURES: dict[str, Any] = {
 def test_the_header_has_three_lines() -> None:
     assert header_lines(FIGURES) == [
         "model: M (f), 1,500 of 3,000 parameters train (50.00 %), bf16, ZeRO-2",
-        "batch: 64 samples = 4 micro x 2 accumulate x 8 ranks; 120 steps, 48 samples an epoch",
+        "batch: 64 samples = 4 micro x 2 accumulate x 8 ranks; 120 steps, 48 samples",
         "tokens: 2,000 an epoch, 500 of them supervised (25.0 %)",
     ]
+
+
+@pytest.mark.parametrize(("family", "unit"), [("flan_t5", "source tokens at most"), ("yuan2", "tokens at most")])
+def test_with_packing_a_step_is_told_in_tokens(family: str, unit: str, tmp_path: Path) -> None:
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, packing=True, per_device_train_batch_size=3, model_max_length=100
+    )
+    expected = {"unit": unit, "size": 300, "micro": 300, "accumulation": 1, "ranks": 1}
+    assert header._batch(args, family_named(family)) == expected
 
 
 def test_what_is_not_known_is_said_to_be_unknown() -> None:

@@ -70,7 +70,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 def _in_words(name: str, value: object) -> str:
     if name == "batch" and isinstance(value, dict):
         told = (f"{value.get(part)} {word}" for part, word in _FACTORS.items())
-        return f"{value.get('samples')} samples = {' x '.join(told)}"
+        return f"{value.get('size')} {value.get('unit')} = {' x '.join(told)}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {part}" for key, part in value.items())
     is_count = isinstance(value, int) and not isinstance(value, bool)
