@@ -118,5 +118,5 @@ def _batch(args: TrainingArguments, family: Family) -> dict[str, Any]:
 
 
 def _zero_stage(args: TrainingArguments) -> int | None:
-    config = args.hf_deepspeed_config
-    return None if config is None else int(config.get_value("zero_optimization.stage", 0))
+    # transformers makes the attribute with DeepSpeed only.
+    return int(args.hf_deepspeed_config.get_value("zero_optimization.stage", 0)) if args.deepspeed else None

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from torch import nn
+from transformers import TrainerState
 
 from ds_sft.config.arguments import TrainingArguments
+from ds_sft.data.account import Account
 from ds_sft.errors import ConfigError, PreemptedError
 from ds_sft.families import family_named
 from ds_sft.save.events import Event, read_events
-from ds_sft.training import header
 from ds_sft.training.events import Record, recorded
-from ds_sft.training.header import header_lines
+from ds_sft.training.header import Given, header_lines, run_figures
 from tests.conftest import CONFIGS
 from tests.jobs import main_flags, read_json, train_and_log
 from tests.nan_jobs import train_with_fault
@@ -130,12 +132,14 @@ def test_the_header_has_three_lines() -> None:
 
 
 @pytest.mark.parametrize(("family", "unit"), [("flan_t5", "source tokens at most"), ("yuan2", "tokens at most")])
-def test_with_packing_a_step_is_told_in_tokens(family: str, unit: str, tmp_path: Path) -> None:
+def test_without_deepspeed_a_packed_step_is_told_in_tokens(family: str, unit: str, tmp_path: Path) -> None:
     args = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, packing=True, per_device_train_batch_size=3, model_max_length=100
     )
-    expected = {"unit": unit, "size": 300, "micro": 300, "accumulation": 1, "ranks": 1}
-    assert header._batch(args, family_named(family)) == expected
+    account = Account(tmp_path / "d", "pairs", tmp_path / "c", {"samples": 5}, (), {})
+    figures = run_figures(Given("M", family_named(family), account, {}), nn.Linear(3, 2), args, TrainerState())
+    assert figures["batch"] == {"unit": unit, "size": 300, "micro": 300, "accumulation": 1, "ranks": 1}
+    assert (figures["zero_stage"], figures["trained_parameters"], figures["tokens"]) == (None, 8, None)
 
 
 def test_what_is_not_known_is_said_to_be_unknown() -> None:
