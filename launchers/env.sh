@@ -5,6 +5,9 @@
 #   free_port         prints a port that nobody listens on
 #   has_gpu           ends with 0 where there is a GPU
 #   count_devices     prints the number of GPUs; 2 CPU ranks where there is none
+#   run_or_print      runs a command, or prints it after --dry-run
+#   read_hosts        judges a hostfile; sets master_addr, own_addr, own_place, own_slots, num_hosts
+#   refuse_shell_words  ends with 64 when a word would not survive a shell without quotes
 
 ds_sft_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$ds_sft_root/.venv"
@@ -64,4 +67,34 @@ use_cpu_where_there_is_no_gpu() {
         cores="$(nproc 2> /dev/null || echo 2)"
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((cores + 1) / 2))}"
     fi
+}
+
+# Every launcher takes --dry-run as its first word.
+is_dry_run=0
+
+run_or_print() {
+    if [ "$is_dry_run" = 1 ]; then
+        printf '%q ' "$@" && echo
+    else
+        exec "$@"
+    fi
+}
+
+read_hosts() {
+    local any_python="$python" found
+    if [ ! -x "$any_python" ]; then
+        any_python="${PYTHON:-python3}"
+    fi
+    found="$(PYTHONPATH="$ds_sft_root" "$any_python" -m ds_sft.hosts "$1")" || exit $?
+    read -r master_addr own_addr own_place own_slots num_hosts <<< "$found"
+}
+
+refuse_shell_words() {
+    local word
+    for word in "$@"; do
+        if ! [[ "$word" =~ ^[A-Za-z0-9_@%+=:,./\ -]+$ ]]; then
+            printf 'error: command line: pdsh hands every word to a shell on every host, but %q is more than plain text; write it into a recipe\n' "$word" >&2
+            exit 64
+        fi
+    done
 }
