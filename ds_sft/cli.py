@@ -26,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MasterPort = Annotated[
+    int, typer.Option("--master_port", "--master-port", min=1, max=65535, help="Port of the first host.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
 
@@ -82,6 +85,24 @@ def preview(
     set_up_logging()
     look = Look(num=num, is_json=json, is_coloured=_is_coloured(Console()), page=html)
     _show(lines(context.args, look))
+
+
+@app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
+def doctor(
+    context: typer.Context,
+    *,
+    hostfile: Annotated[Path | None, typer.Option(help="Hosts to look at: lines of `NAME slots=N`.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe of the job; it may also stand first.")] = None,
+    master_port: MasterPort = 29500,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the all-reduce between hosts.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Tell whether a job can work here, or on the hosts of a hostfile, and what to mend if not."""
+    from ds_sft.tools.doctor import doctor as lines
+
+    set_up_logging()
+    words = [*([str(recipe)] if recipe else ()), *context.args]
+    _show(lines(words, hostfile=hostfile, master_port=master_port, is_json=json, is_quick=quick))
 
 
 @app.command()

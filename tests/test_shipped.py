@@ -41,7 +41,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def train_commands(text: str) -> list[list[str]]:
-    """Give the words of the commands that run the main job with flags of their own; other lines are not read as words."""
+    """Give the words of the commands that run the main job with flags of their own; no other line is read as words."""
     joined = re.sub(r"\\+\n", " ", text).splitlines()
     return [
         shlex.split(line)
