@@ -88,6 +88,43 @@ def preview(
 
 
 @app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
+def launch(  # noqa: PLR0913, PLR0917  # its flags
+    context: typer.Context,
+    hostfile: Annotated[Path | None, typer.Option(help="Lines of `NAME slots=N`; this host alone without it.")] = None,
+    num_gpus: Annotated[
+        int | None, typer.Option("--num_gpus", "--num-gpus", min=1, help="Ranks on this host, without a hostfile.")
+    ] = None,
+    master_addr: Annotated[
+        str | None, typer.Option("--master_addr", "--master-addr", help="Address of the first host, if not its name's.")
+    ] = None,
+    master_port: MasterPort = 29500,
+    max_restarts: Annotated[
+        int, typer.Option("--max_restarts", "--max-restarts", min=0, help="Starts after hosts or ranks were lost.")
+    ] = 0,
+    min_hosts: Annotated[
+        int, typer.Option("--min_hosts", "--min-hosts", min=1, help="With fewer hosts it is not started again.")
+    ] = 1,
+    patience_seconds: Annotated[
+        int, typer.Option("--patience_seconds", "--patience-seconds", min=5, help="How long a host may be silent.")
+    ] = 20,
+    stop_seconds: Annotated[
+        int, typer.Option("--stop_seconds", "--stop-seconds", min=1, help="How long ranks may take to save and leave.")
+    ] = 120,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run", help="Print the commands of all hosts.")] = False,
+) -> None:
+    """Run a job on all hosts: look at them, start it, watch it, and start it again after a loss."""
+    from ds_sft.hosts.supervise import Patience
+    from ds_sft.tools.launch import Wish
+    from ds_sft.tools.launch import launch as lines
+
+    set_up_logging()
+    patience = Patience(patience_seconds, stop_seconds)
+    wish = Wish(hostfile, num_gpus, master_addr, master_port, max_restarts, min_hosts, patience, dry_run)
+    _show(lines(context.args, wish))
+
+
+@app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
 def doctor(
     context: typer.Context,
     *,

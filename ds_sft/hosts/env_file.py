@@ -58,6 +58,19 @@ def variables_of(path: Path) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
+def is_secret(name: str, value: str) -> bool:
+    """Tell whether a variable looks like a secret.
+
+    Args:
+        name: Of the variable.
+        value: Of the variable.
+
+    Returns:
+        Whether name or value do.
+    """
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
+
+
 def _owner_faults(path: Path, facts: os.stat_result) -> Iterator[str]:
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(facts.st_mode)
@@ -73,7 +86,7 @@ def _line_faults(path: Path, text: str) -> Iterator[str]:
         where = f"{path}:{number}"
         if not equals or not _VARIABLE.fullmatch(name):
             yield f"{where}: a line must be NAME=value, but is not (no comments, no blank lines); mend it"
-        elif _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+        elif is_secret(name, value):
             yield (
                 f"{where}: must hold no secret, but {name} looks like one, and `ps` would show it on every host; put "
                 "it into a file that only you can read on each host"

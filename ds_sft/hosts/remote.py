@@ -17,10 +17,10 @@ from ds_sft.errors import LaunchError
 from ds_sft.hosts.addresses import address_of, is_own
 from ds_sft.visible import visible
 
-# Both sides learn within 25 s that the other has gone; a shorter outage is lived through.
+_BEAT_SECONDS = 5
 _SSH = (
-    *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-    *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4", "-o", "LogLevel=ERROR"),
+    *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR"),
+    *("-o", f"ServerAliveInterval={_BEAT_SECONDS}"),
 )
 # The host may lack our package: the modules come over stdin, and the last one is run.
 _BOOT = (
@@ -41,19 +41,20 @@ class Remote:
         host: Its name, as in a hostfile.
         modules: Names of the modules that are sent; `main()` of the last one is called.
         python: The interpreter on that host.
-        is_talking: Whether stdout carries answers, and stderr the reason of an end; otherwise both are given as they
-            are, by `outlet`.
+        patience_seconds: How long the host may be silent before it counts as lost.
     """
 
-    def __init__(self, host: str, modules: Sequence[str], *, python: str, is_talking: bool) -> None:
+    def __init__(self, host: str, modules: Sequence[str], *, python: str, patience_seconds: int = 20) -> None:
         self.host = host
         command = [python, "-u", "-c", _BOOT]
+        alive = f"ServerAliveCountMax={max(1, patience_seconds // _BEAT_SECONDS)}"
+        # What ssh itself or the shell there says, and nothing else: the programs answer on stdout.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the program
         self.process = subprocess.Popen(
-            command if is_here(host) else [*_SSH, "--", host, shlex.join(command)],
+            command if is_here(host) else [*_SSH, "-o", alive, "--", host, shlex.join(command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors if is_talking else subprocess.STDOUT,
+            stderr=self._errors,
             # Ctrl-C is for us: we decide how the hosts end.
             start_new_session=True,
         )
@@ -125,10 +126,20 @@ class Remote:
             code = self.process.wait(1)
         except subprocess.TimeoutExpired:
             return f"no answer within {seconds:g} s"
+        last = self.last_words()
+        if code == EXIT_OF_SSH:
+            return f"ssh: {last.removeprefix('ssh: ') or 'the connection was lost'}"
+        return last or f"ended with code {code}"
+
+    def last_words(self) -> str:
+        """Give the last line that ssh, the shell there or a dying Python wrote.
+
+        Returns:
+            One line; empty when they wrote nothing.
+        """
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), f"ended with code {code}")
-        return visible(f"ssh: {last.removeprefix('ssh: ')}" if code == EXIT_OF_SSH else last)
+        return visible(next((line.strip() for line in reversed(lines) if line.strip()), ""))
 
     def outlet(self) -> Any:
         """Give the stream of what the program prints."""

@@ -53,13 +53,15 @@ class Report:
     Args:
         facts: All of them.
         master_addr: Address of the first host.
-        interfaces: Host -> network interface that leads to the others.
+        interfaces: Host -> network interface that leads to the others; without hosts that do not answer.
+        num_gpus: Host -> number of GPUs.
         is_shared: Whether all hosts see one output folder.
     """
 
     facts: tuple[Fact, ...]
     master_addr: str
     interfaces: dict[str, str]
+    num_gpus: dict[str, int]
     is_shared: bool
 
 
@@ -119,7 +121,7 @@ def examine(subject: Subject, wanted: Examination) -> Report:
         master = wanted.master_addr or master_address(wanted.hosts)
     except DsSftError as error:
         facts += [fault("hosts", *_split(line)) for line in error.faults]
-        return Report(tuple(facts), "", {}, is_shared=False)
+        return Report(tuple(facts), "", {}, {}, is_shared=False)
     with ExitStack() as opened:
         seen: list[Seen] = []
         for host, found in zip(wanted.hosts, _look(wanted.hosts, subject, master, opened), strict=True):
@@ -133,7 +135,8 @@ def examine(subject: Subject, wanted: Examination) -> Report:
             facts += _between(seen, subject, master, wanted)
             is_shared = any(fact.name == "output_dir" and fact.level == "good" for fact in facts)
         interfaces = {one.host.name: one.observed.interface for one in seen}
-        return Report(tuple(facts), master, interfaces, is_shared)
+        num_gpus = {one.host.name: len(one.observed.gpus) for one in seen}
+        return Report(tuple(facts), master, interfaces, num_gpus, is_shared)
 
 
 def _between(seen: list[Seen], subject: Subject, master: str, wanted: Examination) -> Iterator[Fact]:
@@ -162,7 +165,7 @@ def _look(hosts: Sequence[Host], subject: Subject, master: str, opened: ExitStac
 
     def look(host: Host) -> Seen | Fact:
         try:
-            remote = opened.enter_context(Remote(host.name, _MODULES, python=this_python(), is_talking=True))
+            remote = opened.enter_context(Remote(host.name, _MODULES, python=this_python()))
             remote.ask("hush", seconds=_SECONDS)
             began = time.time()
             answer = remote.ask("look", seconds=_SECONDS, **asked)
