@@ -10,13 +10,17 @@
 #   refuse_shell_words  ends with 64 when a word would not survive a shell without quotes
 
 ds_sft_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$ds_sft_root/.venv"
+# A virtual environment of the user's own, which several hosts may share, is used as it is.
+venv="${DS_SFT_VENV:-$ds_sft_root/.venv}"
 python="$venv/bin/python"
 
 say() { printf '\n== %s\n' "$*"; }
 
 ensure_venv() {
     local extra="${1:-}" wanted stamp
+    if [ -n "${DS_SFT_VENV:-}" ]; then
+        return
+    fi
     wanted="$(cat "$ds_sft_root/setup.cfg" "$ds_sft_root/constraints.txt" | sha256sum | cut -d' ' -f1)"
     stamp="$venv/.installed${extra:+-$extra}"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then

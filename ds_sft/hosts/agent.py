@@ -19,9 +19,10 @@ from typing import Any
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0
-_READ_BYTES = 1 << 16
 _EXIT_CANNOT_START = 66
 _EXIT_STOOD_STILL = 69
+_EXIT_PREEMPTED = 75
+_SETTLE_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 2.0
 
 
@@ -44,10 +45,10 @@ class Ear:
 
 
 class Part:
-    """A launcher with its ranks.
+    """The ranks of this host.
 
     Args:
-        job: `command`, `cwd`, `variables`, `patience_seconds`, `stop_seconds`.
+        job: `command`, `cwd`, `variables`, `ranks`, `world_size`, `patience_seconds`, `stop_seconds`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -56,12 +57,8 @@ class Part:
         self._ends_at: float | None = None
         self._stopped_since: dict[int, float] = {}
         self._looked_at = 0.0
-        self.launcher = subprocess.Popen(
-            job["command"], cwd=job["cwd"], env={**os.environ, **job["variables"]},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self._pump = threading.Thread(target=_pump, args=(self.launcher,), daemon=True)
-        self._pump.start()
+        self._ranks = {rank: _start(job, rank, place) for place, rank in enumerate(job["ranks"])}
+        self._pumps = [_pumped(process) for process in self._ranks.values()]
 
     def watch(self, ear: Ear) -> int:
         """Wait for the end.
@@ -73,30 +70,43 @@ class Part:
             The exit code for the supervisor.
         """
         code = None
-        while code is None and self.launcher.poll() is None:
+        while code is None and any(process.poll() is None for process in self._ranks.values()):
             time.sleep(_POLL_SECONDS)
-            code = self._look(ear)
+            code = self._look(ear, time.monotonic())
+        codes = {rank: process.poll() for rank, process in self._ranks.items()}
+        for rank, left_with in codes.items():
+            if left_with is not None and left_with < 0:
+                name = signal.Signals(-left_with).name
+                _say(f"error: ranks: must live, but rank {rank} was killed by {name} (SIGKILL: out of memory?)")
         end_all()
-        self._pump.join(_LAST_WORDS_SECONDS)
-        return code if code is not None else self.launcher.wait() % 256
+        for pump in self._pumps:
+            pump.join(_LAST_WORDS_SECONDS)
+        return min((found for found in codes.values() if found), key=_distance_from_cause, default=code or 0) % 256
 
-    def _look(self, ear: Ear) -> int | None:
+    def _look(self, ear: Ear, now: float) -> int | None:
         """Do what the time has come for; give an exit code when the part must end now."""
-        now = time.monotonic()
         if ear.stop_seconds is not None:
-            self._stop(now + ear.stop_seconds)
+            self._ask_to_stop(now + ear.stop_seconds)
             ear.stop_seconds = None
         if self._ends_at is None and (ear.has_gone or now - ear.last_heard > self._patience_seconds):
             _say("supervisor: must be heard, but is silent; asking the ranks to save and leave")
-            self._stop(now + self._stop_seconds)
+            self._ask_to_stop(now + self._stop_seconds)
+        codes = {process.poll() for process in self._ranks.values()} - {None, 0}
+        if codes:
+            # After a fault the others wait for a rank that does not come; a short while is for what they say.
+            is_orderly = codes == {_EXIT_PREEMPTED}
+            self._end_by(now + (self._stop_seconds if is_orderly else _SETTLE_SECONDS))
         if self._ends_at is not None and now >= self._ends_at:
             return _EXIT_STOOD_STILL
         return self._look_for_stopped(now)
 
-    def _stop(self, ends_at: float) -> None:
+    def _ask_to_stop(self, ends_at: float) -> None:
         if self._ends_at is None:
-            for rank in children_of(self.launcher.pid):
-                _send(rank, signal.SIGTERM)
+            for process in self._ranks.values():
+                process.send_signal(signal.SIGTERM)
+        self._end_by(ends_at)
+
+    def _end_by(self, ends_at: float) -> None:
         self._ends_at = ends_at if self._ends_at is None else min(ends_at, self._ends_at)
 
     def _look_for_stopped(self, now: float) -> int | None:
@@ -107,7 +117,7 @@ class Part:
         self._stopped_since = {process: self._stopped_since.get(process, now) for process in stopped}
         for process, since in self._stopped_since.items():
             if now - since >= self._patience_seconds:
-                _say(f"error: ranks: must run, but process {process} is stopped for {now - since:.0f} s; why?")
+                _say(f"error: ranks: must run, but process {process} is stopped for {now - since:.0f} s; who did that?")
                 return _EXIT_STOOD_STILL
         return None
 
@@ -186,13 +196,38 @@ def _send(process: int, number: signal.Signals) -> None:
         os.kill(process, number)
 
 
-def _pump(launcher: "subprocess.Popen[bytes]") -> None:
-    """Pass on what the job says; ranks must never feel that nobody reads it any more."""
-    assert launcher.stdout is not None  # noqa: S101  # it is a pipe
-    while piece := os.read(launcher.stdout.fileno(), _READ_BYTES):
+def _start(job: dict[str, Any], rank: int, place: int) -> "subprocess.Popen[bytes]":
+    named = {
+        "RANK": rank, "LOCAL_RANK": place, "WORLD_SIZE": job["world_size"],
+        "LOCAL_SIZE": len(job["ranks"]), "LOCAL_WORLD_SIZE": len(job["ranks"]),
+    }  # fmt: skip
+    return subprocess.Popen(
+        job["command"],
+        cwd=job["cwd"],
+        env=os.environ | job["variables"] | {name: str(value) for name, value in named.items()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _pumped(process: "subprocess.Popen[bytes]") -> threading.Thread:
+    pump = threading.Thread(target=_pump, args=(process,), daemon=True)
+    pump.start()
+    return pump
+
+
+def _pump(process: "subprocess.Popen[bytes]") -> None:
+    """Pass on whole lines; ranks must never feel that nobody reads them any more."""
+    assert process.stdout is not None  # noqa: S101  # it is a pipe
+    for line in process.stdout:
         with suppress(OSError):
-            while piece:
-                piece = piece[os.write(1, piece) :]
+            os.write(1, line if line.endswith(b"\n") else line + b"\n")
+
+
+def _distance_from_cause(code: int) -> int:
+    """A killed rank is a cause; one that cannot reach the others, or was asked to stop, feels it only."""
+    return 0 if code < 0 else 2 if code in (_EXIT_PREEMPTED, _EXIT_STOOD_STILL) else 1
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from signal import Signals
 
 from ds_sft import errors
@@ -37,13 +37,17 @@ class Task:
 
     Args:
         host: Its name.
-        command: Words of its launcher.
+        command: Words of one rank.
         variables: Added to the environment there.
+        ranks: Their numbers.
+        world_size: Number of all ranks.
     """
 
     host: str
     command: tuple[str, ...]
     variables: Mapping[str, str]
+    ranks: tuple[int, ...]
+    world_size: int
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,8 @@ class _Part:
         self._prefix = "" if is_first else f"{task.host}: "
         self._patience = patience
         self.remote = Remote(task.host, _AGENT, python=python, patience_seconds=patience.silence_seconds)
-        self.remote.send(
-            {
-                "command": task.command, "cwd": cwd, "variables": dict(task.variables),
-                "patience_seconds": patience.silence_seconds, "stop_seconds": patience.stop_seconds,
-            }
-        )  # fmt: skip
+        limits = {"patience_seconds": patience.silence_seconds, "stop_seconds": patience.stop_seconds}
+        self.remote.send(asdict(task) | limits | {"cwd": cwd})
         self._speaker = threading.Thread(target=self._pass_on, daemon=True)
         self._speaker.start()
 

@@ -1,14 +1,12 @@
 """`ds-sft launch`: looks at the hosts, starts the job on all of them, watches it, and starts it again after a loss."""
 
-import base64
-import json
 import logging
 import os
 import re
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ds_sft
@@ -30,7 +28,7 @@ _TRAVELS = re.compile(
 )
 _FIRST_PAUSE_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 60.0
-_RETURN_SECONDS = 30.0
+_RETURN_SECONDS = 20.0
 """How long a lost host may take to answer again, before the job goes on without it."""
 
 
@@ -78,7 +76,8 @@ def launch(arguments: Sequence[str], wish: Wish) -> list[str]:
     hosts = read_hostfile(wish.hostfile) if wish.hostfile else (Host("localhost", wish.num_ranks or 0),)
     if wish.is_dry_run:
         report = Report((), wish.master_addr or hosts[0].name, {}, num_gpus={}, is_shared=True)
-        return [f"{task.host}: {shlex.join(task.command)}" for task in _tasks(hosts, report, arguments, wish)]
+        tasks = _tasks(hosts, report, arguments, wish)
+        return [f"{task.host} ranks {' '.join(map(str, task.ranks))}: {shlex.join(task.command)}" for task in tasks]
     with StopRequest() as stop:
         stop.defer()
         report = _looked_at(hosts, arguments, wish)
@@ -159,22 +158,21 @@ def _shown(report: Report) -> Report:
 
 
 def _tasks(hosts: Sequence[Host], report: Report, arguments: Sequence[str], wish: Wish) -> list[Task]:
-    """Give each host its launcher, which starts a rank for each slot."""
-    filled = [replace(host, slots=host.slots or report.num_gpus.get(host.name, 0) or 1) for host in hosts]
-    world = json.dumps({host.name: list(range(host.slots)) for host in filled})
+    """Say what each host does: a rank for each slot, numbered in the order of the hosts."""
+    slots = [host.slots or report.num_gpus.get(host.name, 0) or 1 for host in hosts]
     train = str(Path(ds_sft.__file__).parent / "train.py")
-    shared = _variables() | ({} if any(report.num_gpus.values()) else {"DS_ACCELERATOR": "cpu"})
+    shared = {"MASTER_ADDR": report.master_addr, "MASTER_PORT": str(wish.master_port), **_variables()}
+    if not any(report.num_gpus.values()):
+        shared["DS_ACCELERATOR"] = "cpu"
     return [
         Task(
             host.name,
-            (
-                *(this_python(), "-u", "-m", "deepspeed.launcher.launch", "--quiet"),
-                *(f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}", f"--node_rank={place}"),
-                *(f"--master_addr={report.master_addr}", f"--master_port={wish.master_port}", train, *arguments),
-            ),
+            (this_python(), "-u", train, *arguments),
             socket_variables(report.interfaces.get(host.name, "") if len(hosts) > 1 else "") | shared,
+            tuple(range(sum(slots[:place]), sum(slots[: place + 1]))),
+            sum(slots),
         )
-        for place, host in enumerate(filled)
+        for place, host in enumerate(hosts)
     ]
 
 

@@ -160,7 +160,7 @@ class Lab:
     def processes(self, name: str, what: str) -> list[tuple[int, str]]:
         """List the processes of a host whose command line holds something: number there, command line."""
         done = subprocess.run(
-            self._inside(name, ["ps", "-eo", "pid=,args="]), capture_output=True, text=True, check=True
+            self._inside(name, ["ps", "-ewwo", "pid=,args="]), capture_output=True, text=True, check=True
         )
         found = [line.split(None, 1) for line in done.stdout.splitlines()]
         return [(int(words[0]), words[1]) for words in found if len(words) == 2 and what in words[1]]
