@@ -110,6 +110,7 @@ class _Part:
     def __init__(self, task: Task, *, is_first: bool, python: str, cwd: str, patience: Patience) -> None:
         self.host = task.host
         self.code: int | None = None
+        self.ended_at = 0.0
         self.reason = ""
         self._raised = ""
         self._prefix = "" if is_first else f"{task.host}: "
@@ -125,6 +126,7 @@ class _Part:
         if self.code is None and (code := self.remote.process.poll()) is not None:
             self._speaker.join(1.0)
             self.code = code % _ALL_CODES
+            self.ended_at = time.monotonic()
             self.reason = self._told()
         return self.code
 
@@ -195,7 +197,7 @@ def _outcome(failed: Sequence[_Part]) -> Outcome:
     if not failed:
         return Outcome(0, "", is_worth_another_try=False)
     # Who lost a connection or a rank knows the cause; who cannot reach others only feels it.
-    worst = min(failed, key=_distance_from_cause)
+    worst = min(failed, key=lambda part: (_distance_from_cause(part), part.ended_at))
     code = worst.code or 0
     is_lost = code == EXIT_OF_SSH or code > _LEAST_OF_SIGNALS
     ours = code if code in _KNOWN else errors.EXIT_LAUNCH

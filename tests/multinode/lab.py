@@ -91,20 +91,10 @@ class Lab:
         assert self._switch is not None
         inside = self._hosts[name][1]
         _wait((folder / "ready").exists, f"{name} does not boot")
-        _run(
-            "ip",
-            "link",
-            "add",
-            f"p-{name}",
-            "netns",
-            str(self._switch[1]),
-            "type",
-            "veth",
-            "peer",
-            "eth0",
-            "netns",
-            str(inside),
-        )
+        switch = self._switch[1]
+        # The same after a reboot, as real cards have it: others remember it for a while.
+        card = f"02:00:00:00:00:{list(self.addresses).index(name):02x}"
+        _run(*f"ip link add p-{name} netns {switch} type veth peer eth0 address {card} netns {inside}".split())
         self._at_switch(f"link set p-{name} master br0 up")
         self.root(name, f"ip addr add {self.addresses[name]}/24 dev eth0 && ip link set eth0 up && ip link set lo up")
         self.root(name, f"/usr/sbin/sshd -f {folder}/sshd_config -E {folder}/sshd.log")
