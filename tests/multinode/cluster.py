@@ -98,7 +98,7 @@ class Cluster:
 
     def rank(self, host: str) -> int:
         """Give the process of the host's rank, as numbers are outside."""
-        inside = [found for found, line in self.lab.processes(host, "train.py") if "launch" not in line]
+        inside = [found for found, line in self.lab.processes(host, "train.py") if "deepspeed.launcher" not in line]
         assert len(inside) == 1, self.lab.processes(host, "")
         return inside[0]
 
