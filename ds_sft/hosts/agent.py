@@ -55,6 +55,7 @@ class Part:
         self._patience_seconds = float(job["patience_seconds"])
         self._stop_seconds = float(job["stop_seconds"])
         self._ends_at: float | None = None
+        self._is_asked = False
         self._stopped_since: dict[int, float] = {}
         self._looked_at = 0.0
         self._ranks = {rank: _start(job, rank, place) for place, rank in enumerate(job["ranks"])}
@@ -74,14 +75,16 @@ class Part:
             time.sleep(_POLL_SECONDS)
             code = self._look(ear, time.monotonic())
         codes = {rank: process.poll() for rank, process in self._ranks.items()}
-        for rank, left_with in codes.items():
-            if left_with is not None and left_with < 0:
-                name = signal.Signals(-left_with).name
-                _say(f"error: ranks: must live, but rank {rank} was killed by {name} (SIGKILL: out of memory?)")
+        if not self._is_asked:
+            _tell_killed(codes)
         end_all()
         for pump in self._pumps:
             pump.join(_LAST_WORDS_SECONDS)
-        return min((found for found in codes.values() if found), key=_distance_from_cause, default=code or 0) % 256
+        # Who dies of our own request has neither saved nor failed.
+        ended = [
+            _EXIT_STOOD_STILL if self._is_asked and found == -signal.SIGTERM else found for found in codes.values()
+        ]
+        return min((found for found in ended if found), key=_distance_from_cause, default=code or 0) % 256
 
     def _look(self, ear: Ear, now: float) -> int | None:
         """Do what the time has come for; give an exit code when the part must end now."""
@@ -102,6 +105,7 @@ class Part:
 
     def _ask_to_stop(self, ends_at: float) -> None:
         if self._ends_at is None:
+            self._is_asked = True
             for process in self._ranks.values():
                 process.send_signal(signal.SIGTERM)
         self._end_by(ends_at)
@@ -223,6 +227,13 @@ def _pump(process: "subprocess.Popen[bytes]") -> None:
     for line in process.stdout:
         with suppress(OSError):
             os.write(1, line if line.endswith(b"\n") else line + b"\n")
+
+
+def _tell_killed(codes: dict[int, int | None]) -> None:
+    for rank, code in codes.items():
+        if code is not None and code < 0:
+            guess = " (out of memory?)" if code == -signal.SIGKILL else ""
+            _say(f"error: ranks: must live, but rank {rank} was killed by {signal.Signals(-code).name}{guess}")
 
 
 def _distance_from_cause(code: int) -> int:

@@ -111,6 +111,7 @@ class _Part:
         self.host = task.host
         self.code: int | None = None
         self.ended_at = 0.0
+        self.is_told_to_stop = False
         self.reason = ""
         self._raised = ""
         self._prefix = "" if is_first else f"{task.host}: "
@@ -190,14 +191,16 @@ def _settle_seconds(parts: Sequence[_Part], patience: Patience) -> float:
 
 def _tell(parts: Sequence[_Part], content: dict[str, float]) -> None:
     for part in parts:
+        part.is_told_to_stop = part.is_told_to_stop or "stop" in content
         part.remote.send(content)
 
 
 def _outcome(failed: Sequence[_Part]) -> Outcome:
     if not failed:
         return Outcome(0, "", is_worth_another_try=False)
-    # Who lost a connection or a rank knows the cause; who cannot reach others only feels it.
-    worst = min(failed, key=lambda part: (_distance_from_cause(part), part.ended_at))
+    # Who was told to stop ended of that. Who lost a connection or a rank knows the cause; who cannot reach others feels it.
+    causes = [part for part in failed if not part.is_told_to_stop] or failed
+    worst = min(causes, key=lambda part: (_distance_from_cause(part), part.ended_at))
     code = worst.code or 0
     is_lost = code == EXIT_OF_SSH or code > _LEAST_OF_SIGNALS
     ours = code if code in _KNOWN else errors.EXIT_LAUNCH
