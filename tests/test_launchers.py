@@ -14,6 +14,10 @@ TRAIN = str(ROOT / "ds_sft" / "train.py")
 BIN = str(ROOT / ".venv" / "bin")
 WORDS = ["recipe.yaml", "--output_dir", "a b"]
 MULTI = ["deepspeed", "--hostfile", "HOSTFILE", "--master_addr", "127.0.0.1", "--master_port", "1234"]
+TASK = (
+    '(trap "" USR1; exec "$@") & child=$!; trap "pkill -USR1 -P $child" USR1\n'
+    "while wait $child; code=$?; kill -0 $child 2> /dev/null; do :; done; exit $code"
+)
 COMMANDS = {
     "single_gpu_lora.sh MODEL DATA OUT --x y": [
         *("python", "TRAIN", "--model_name_or_path", "MODEL", "--data_path", "DATA", "--output_dir", "OUT"),
@@ -31,7 +35,7 @@ COMMANDS = {
         *("--rdzv_endpoint", "127.0.0.1:1234", "--rdzv_id", "ds_sft", "--local_addr", "127.0.0.1", "TRAIN", *WORDS),
     ],
     "slurm.sbatch": [
-        *("srun", "--kill-on-bad-exit=1", "bash", "-c", 'trap "" USR1; exec "$@"', "task", "torchrun"),
+        *("srun", "--kill-on-bad-exit=1", "bash", "-c", TASK, "task", "torchrun"),
         *("--nnodes", "2", "--nproc_per_node", "3", "--rdzv_backend", "c10d", "--rdzv_endpoint", "n1:1234"),
         *("--rdzv_id", "77", "TRAIN", *WORDS),
     ],

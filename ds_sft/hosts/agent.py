@@ -84,7 +84,7 @@ class Part:
         ended = [
             _EXIT_STOOD_STILL if self._is_asked and found == -signal.SIGTERM else found for found in codes.values()
         ]
-        return min((found for found in ended if found), key=_distance_from_cause, default=code or 0) % 256
+        return min(ended, key=_distance_from_cause, default=code or 0) % 256
 
     def _look(self, ear: Ear, now: float) -> int | None:
         """Do what the time has come for; give an exit code when the part must end now."""

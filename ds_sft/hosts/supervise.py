@@ -198,7 +198,7 @@ def _tell(parts: Sequence[_Part], content: dict[str, float]) -> None:
 def _outcome(failed: Sequence[_Part]) -> Outcome:
     if not failed:
         return Outcome(0, "", is_worth_another_try=False)
-    # Who was told to stop ended of that. Who lost a connection or a rank knows the cause; who cannot reach others feels it.
+    # Who was told to stop ended of that; who lost a connection or a rank knows more than who cannot reach others.
     causes = [part for part in failed if not part.is_told_to_stop] or failed
     worst = min(causes, key=lambda part: (_distance_from_cause(part), part.ended_at))
     code = worst.code or 0

@@ -28,7 +28,7 @@ def run(folder: Path, *programs: str, stops_after: float | None = None, patience
     )
 
 
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(60); print('slept')"
 
 
 def test_a_job_that_ends_well_gives_0_and_its_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,13 +53,17 @@ def test_a_job_that_ends_well_gives_0_and_its_words(tmp_path: Path, capsys: pyte
     ],
 )
 def test_a_part_that_fails_ends_the_others_and_is_the_cause(
-    program: str, code: int, told: str, is_worth_another_try: bool, tmp_path: Path
+    program: str,
+    code: int,
+    told: str,
+    is_worth_another_try: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    began = time.monotonic()
     outcome = run(tmp_path, SLEEP, program, patience=Patience(20, 2))
     assert (outcome.code, outcome.is_worth_another_try) == (code, is_worth_another_try)
     assert outcome.told.startswith(f"127.0.0.2: {told}")
-    assert time.monotonic() - began < 25
+    assert "slept" not in capsys.readouterr().err
 
 
 def test_who_only_feels_the_fault_is_not_the_cause(tmp_path: Path) -> None:
@@ -88,9 +92,7 @@ def test_ranks_are_asked_to_leave_and_may_take_their_time(tmp_path: Path) -> Non
 
 def test_ranks_that_do_not_leave_are_ended(tmp_path: Path) -> None:
     stays = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    began = time.monotonic()
     assert run(tmp_path, stays, stops_after=1.5, patience=Patience(20, 1)).code == 69
-    assert time.monotonic() - began < 20
 
 
 def test_what_a_rank_has_started_ends_with_it(tmp_path: Path) -> None:
