@@ -26,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MasterPort = Annotated[
+    int, typer.Option("--master_port", "--master-port", min=1, max=65535, help="Port of the first host.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
 
@@ -82,6 +85,61 @@ def preview(
     set_up_logging()
     look = Look(num=num, is_json=json, is_coloured=_is_coloured(Console()), page=html)
     _show(lines(context.args, look))
+
+
+@app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
+def launch(  # noqa: PLR0913, PLR0917  # its flags
+    context: typer.Context,
+    hostfile: Annotated[Path | None, typer.Option(help="Lines of `NAME slots=N`; this host alone without it.")] = None,
+    num_gpus: Annotated[
+        int | None, typer.Option("--num_gpus", "--num-gpus", min=1, help="Ranks on this host, without a hostfile.")
+    ] = None,
+    master_addr: Annotated[
+        str | None, typer.Option("--master_addr", "--master-addr", help="Address of the first host, if not its name's.")
+    ] = None,
+    master_port: MasterPort = 29500,
+    max_restarts: Annotated[
+        int, typer.Option("--max_restarts", "--max-restarts", min=0, help="Starts after hosts or ranks were lost.")
+    ] = 0,
+    min_hosts: Annotated[
+        int, typer.Option("--min_hosts", "--min-hosts", min=1, help="With fewer hosts it is not started again.")
+    ] = 1,
+    patience_seconds: Annotated[
+        int, typer.Option("--patience_seconds", "--patience-seconds", min=5, help="How long a host may be silent.")
+    ] = 20,
+    stop_seconds: Annotated[
+        int, typer.Option("--stop_seconds", "--stop-seconds", min=1, help="How long ranks may take to save and leave.")
+    ] = 120,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run", help="Print the commands of all hosts.")] = False,
+) -> None:
+    """Run a job on all hosts: look at them, start it, watch it, and start it again after a loss."""
+    from ds_sft.hosts.supervise import Patience
+    from ds_sft.tools.launch import Wish
+    from ds_sft.tools.launch import launch as lines
+
+    set_up_logging()
+    patience = Patience(patience_seconds, stop_seconds)
+    wish = Wish(hostfile, num_gpus, master_addr, master_port, max_restarts, min_hosts, patience, dry_run)
+    _show(lines(context.args, wish))
+
+
+@app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
+def doctor(
+    context: typer.Context,
+    *,
+    hostfile: Annotated[Path | None, typer.Option(help="Hosts to look at: lines of `NAME slots=N`.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe of the job; it may also stand first.")] = None,
+    master_port: MasterPort = 29500,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the all-reduce between hosts.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Tell whether a job can work here, or on the hosts of a hostfile, and what to mend if not."""
+    from ds_sft.tools.doctor import doctor as lines
+
+    set_up_logging()
+    words = [*([str(recipe)] if recipe else ()), *context.args]
+    _show(lines(words, hostfile=hostfile, master_port=master_port, is_json=json, is_quick=quick))
 
 
 @app.command()

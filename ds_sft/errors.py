@@ -82,6 +82,19 @@ class PreemptedError(DsSftError):
     exit_code = EXIT_PREEMPTED
 
 
+class JobError(DsSftError):
+    """A job on several hosts that has failed.
+
+    Args:
+        code: Exit code of the host that is the cause.
+        *faults: One finished line for every fault.
+    """
+
+    def __init__(self, code: int, *faults: str) -> None:
+        super().__init__(*faults)
+        self.exit_code = code
+
+
 class PermissionRefusedError(DsSftError):
     """Something the operating system or our own safety rules do not allow."""
 

@@ -5,15 +5,22 @@
 #   free_port         prints a port that nobody listens on
 #   has_gpu           ends with 0 where there is a GPU
 #   count_devices     prints the number of GPUs; 2 CPU ranks where there is none
+#   run_or_print      runs a command, or prints it after --dry-run
+#   read_hosts        judges a hostfile; sets master_addr, own_addr, own_place, own_slots, num_hosts
+#   refuse_shell_words  ends with 64 when a word would not survive a shell without quotes
 
 ds_sft_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$ds_sft_root/.venv"
+# A virtual environment of the user's own, which several hosts may share, is used as it is.
+venv="${DS_SFT_VENV:-$ds_sft_root/.venv}"
 python="$venv/bin/python"
 
 say() { printf '\n== %s\n' "$*"; }
 
 ensure_venv() {
     local extra="${1:-}" wanted stamp
+    if [ -n "${DS_SFT_VENV:-}" ]; then
+        return
+    fi
     wanted="$(cat "$ds_sft_root/setup.cfg" "$ds_sft_root/constraints.txt" | sha256sum | cut -d' ' -f1)"
     stamp="$venv/.installed${extra:+-$extra}"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
@@ -64,4 +71,34 @@ use_cpu_where_there_is_no_gpu() {
         cores="$(nproc 2> /dev/null || echo 2)"
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(((cores + 1) / 2))}"
     fi
+}
+
+# Every launcher takes --dry-run as its first word.
+is_dry_run=0
+
+run_or_print() {
+    if [ "$is_dry_run" = 1 ]; then
+        printf '%q ' "$@" && echo
+    else
+        exec "$@"
+    fi
+}
+
+read_hosts() {
+    local any_python="$python" found
+    if [ ! -x "$any_python" ]; then
+        any_python="${PYTHON:-python3}"
+    fi
+    found="$(PYTHONPATH="$ds_sft_root" "$any_python" -m ds_sft.hosts "$1")" || exit $?
+    read -r master_addr own_addr own_place own_slots num_hosts <<< "$found"
+}
+
+refuse_shell_words() {
+    local word
+    for word in "$@"; do
+        if ! [[ "$word" =~ ^[A-Za-z0-9_@%+=:,./\ -]+$ ]]; then
+            printf 'error: command line: pdsh hands every word to a shell on every host, but %q is more than plain text; write it into a recipe\n' "$word" >&2
+            exit 64
+        fi
+    done
 }

@@ -6,7 +6,6 @@
 set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-is_dry_run=0
 if [ "${1:-}" = "--dry-run" ]; then
     is_dry_run=1
     shift
@@ -23,14 +22,11 @@ if has_gpu; then
     export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
     set -- --bf16 True "$@"
 fi
-if [ "$is_dry_run" = 1 ]; then
-    start() { printf '%q ' "$@" && echo; }
-else
+if [ "$is_dry_run" = 0 ]; then
     ensure_venv
     use_cpu_where_there_is_no_gpu
-    start() { exec "$@"; }
 fi
-start "$python" "$ds_sft_root/ds_sft/train.py" \
+run_or_print "$python" "$ds_sft_root/ds_sft/train.py" \
     --model_name_or_path "$model" \
     --data_path "$data" \
     --output_dir "$output_dir" \

@@ -2,7 +2,8 @@
 # Checks and tests everything, with all set-up of its own: bash tests/run.sh [FLAGS FOR PYTEST]
 #
 # Default: format, lint, types, import rules, docstrings, and every test that is not marked slow, gpu or multinode.
-# `bash tests/run.sh -m slow` runs the slow tier instead of the default one.
+# `bash tests/run.sh -m slow` runs the slow tier instead of the default one, `-m "multinode and not slow"` two hosts made of
+# namespaces; without root, openssh-server or nftables those tests say what is missing and are skipped.
 set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/../launchers/env.sh"

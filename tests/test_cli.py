@@ -75,8 +75,32 @@ def test_looking_at_data_loads_no_torch_and_no_model_code(
 def test_the_verbs_are_those_of_the_help() -> None:
     told = CliRunner().invoke(cli.app, ["--help"]).stdout
     assert [
-        verb for verb in ("train", "validate", "preview", "recipes", "init", "report") if f" {verb} " not in told
+        verb
+        for verb in (
+            *("train", "launch", "doctor", "validate", "preview"),
+            *("merge", "recipes", "init", "report"),
+        )
+        if f" {verb} " not in told
     ] == []
+
+
+def test_a_doctor_loads_no_heavy_package_and_says_one_fact_a_line() -> None:
+    ended = ds_sft_verb("doctor", "--output_dir", "/")
+    assert ended.err.splitlines()[-1].split() == ["loaded"]
+    assert {line[:2] for line in ended.out.splitlines()} <= {"✓ ", "! ", "✗ "}
+    assert [line.split()[1] for line in ended.out.splitlines()][:2] == ["versions:", "GPUs:"]
+
+
+def test_a_doctor_ends_with_69_and_tells_json_when_something_must_be_mended(tmp_path: Path) -> None:
+    ended = ds_sft_verb("doctor", "--json", "--data_path", tmp_path / "none", "--output_dir", tmp_path)
+    told = {fact["name"]: fact for fact in json.loads(ended.out)["facts"]}
+    assert ended.code == 69
+    assert told["data_path"] == {
+        "name": "data_path",
+        "level": "fault",
+        "told": f"{tmp_path / 'none'} does not exist",
+        "fix": "copy it there, or use a shared folder",
+    }
 
 
 def test_the_version_is_the_packages() -> None:

@@ -20,7 +20,9 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "launchers/README.md", "ds_sft/families/README.md"]
-SCRIPTS = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "launchers").rglob("*.sh"))
+SCRIPTS = sorted(
+    str(file.relative_to(ROOT)) for ending in ("*.sh", "*.sbatch") for file in (ROOT / "launchers").rglob(ending)
+)
 TRAIN = "ds_sft/train.py"
 REQUIRED = ["model_name_or_path", "data_path", "output_dir"]
 # Built from parts, because this file is searched too.
@@ -39,9 +41,18 @@ def commands(text: str) -> list[list[str]]:
 
 
 def train_commands(text: str) -> list[list[str]]:
-    """Give the words of the commands that run the main job; other lines of a script are not read as words."""
+    """Give the words of the commands that run the main job with flags of their own; no other line is read as words."""
     joined = re.sub(r"\\+\n", " ", text).splitlines()
-    return [shlex.split(line) for line in joined if TRAIN in line and not line.lstrip().startswith("#")]
+    return [
+        shlex.split(line)
+        for line in joined
+        if f"{TRAIN} " in line.replace('"', " ") and " --" in line and not _passes_on(line)
+    ]
+
+
+def _passes_on(line: str) -> bool:
+    """Tell whether a line is a comment, or hands the main job only what the launcher was given."""
+    return line.lstrip().startswith("#") or re.search(rf'{TRAIN}"\s+"\$@"', line) is not None
 
 
 def page_commands() -> Iterator[tuple[str, list[str]]]:
