@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -151,7 +151,8 @@ def merge(  # its flags
         typer.Option("--model_name_or_path", "--model-name-or-path", help="The model, where it has moved."),
     ] = None,
     save_dtype: Annotated[
-        str | None, typer.Option("--save_dtype", "--save-dtype", help="bf16, fp16 or fp32; as stored by default.")
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option("--save_dtype", "--save-dtype", help="Number format of the weights; as stored by default."),
     ] = None,
     max_shard_size: Annotated[str, typer.Option("--max_shard_size", "--max-shard-size", help="Largest file.")] = "5GB",
     *,

@@ -91,7 +91,13 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
         )
         added = smart_tokenizer_and_embedding_resize(family.special_tokens, family.other_tokens, tokenizer, model)
         adapters = with_adapters(
-            model, added, settings=settings, args=args, folder=folder, family=family, tokenizer=tokenizer
+            *(model, added),
+            settings=settings,
+            args=args,
+            folder=folder,
+            family=family,
+            tokenizer=tokenizer,
+            samples=train_dataset,
         )
         refuse_small_disk(model, args=args, into=settings.output_dir, is_adapted=adapters is not None)
 

@@ -1,92 +1,64 @@
-"""An adapter on disk in peft's form: its settings, and its tensors put into a living model."""
+"""The tensors of an adapter on disk, in peft's form: held against a living model, and put into it."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shortened
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
-from ds_sft.errors import MissingInputError, ModelError, raise_together
-from ds_sft.model.folder import read_json, refuse_links_out
+from ds_sft.errors import ModelError
+from ds_sft.model.adapter_config import CONFIG, AdapterConfig
 from ds_sft.model.lora import Adapters
+from ds_sft.zero.gather import full_shape, writable
 
 log = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_KNOWN = (
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora"),
-    *("rank_pattern", "alpha_pattern"),
-)
-_MUST_BE_EMPTY = ("modules_to_save", "exclude_modules", "layers_to_transform", "megatron_config", "fan_in_fan_out")
+WEIGHTS = "adapter_model.safetensors"
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read the settings of an adapter; nothing that it names is imported.
+def load_adapter(adapters: Adapters, folder: Path, *, config: AdapterConfig) -> None:
+    """Give adapters the values of a file; every rank must call this.
 
     Args:
+        adapters: Of the same shape; what belongs to the model may be partitioned by ZeRO-3.
         folder: Of the adapter.
-
-    Returns:
-        Content of adapter_config.json.
+        config: Its settings.
 
     Raises:
-        MissingInputError: When there is none.
-        ModelError: When it is not LoRA, or uses a part of it that is not ours.
-    """
-    file = folder / CONFIG
-    if not file.is_file():
-        raise MissingInputError(f"{folder}: must hold {CONFIG}, but does not; name the folder of an adapter")
-    refuse_links_out(folder)
-    content = read_json(file)
-    if content.get("peft_type") != "LORA":
-        raise ModelError(f"{file}: peft_type must be LORA, but is {content.get('peft_type')!r}; train it with peft")
-    raise_together(
-        [
-            ModelError(f"{file}: {name} must be empty, but is {content[name]!r}; go on with it in peft")
-            for name in _MUST_BE_EMPTY
-            if content.get(name)
-        ]
-    )
-    missing = [name for name in ("r", "lora_alpha", "target_modules") if not content.get(name)]
-    if missing:
-        raise ModelError(f"{file}: {missing[0]} must be there, but is not; restore the file")
-    return content
-
-
-def config_of(content: dict[str, Any]) -> LoraConfig:
-    """Put the settings of an adapter in peft's words.
-
-    Args:
-        content: Of adapter_config.json.
-
-    Returns:
-        The config of adapters that begin at zero.
-    """
-    return LoraConfig(**{name: content[name] for name in _KNOWN if content.get(name) is not None})
-
-
-def load_adapter(adapters: Adapters, folder: Path) -> None:
-    """Give adapters the values of a file.
-
-    Args:
-        adapters: Of the same shape; not partitioned yet.
-        folder: Of the adapter.
-
-    Raises:
-        ModelError: When a tensor is missing, left over or of another shape, each by name.
+        ModelError: When a tensor is missing, left over or of another shape, each by name, or has rows of other tokens.
     """
     living, stored = adapters.tensors(), adapter_tensors(folder)
     rows = set(adapters.row_names())
-    if rows and not rows & set(stored):
+    if rows and config.trainable_token_indices is None and not rows & set(stored):
         log.warning("%s: has no rows of new tokens, so they begin at the mean of the others", folder)
         living = {name: tensor for name, tensor in living.items() if name not in rows}
-    _refuse_other_tensors(living, stored, where=folder / WEIGHTS)
-    with torch.no_grad():
-        for name, tensor in living.items():
+    else:
+        refuse_other_tokens(adapters, config, folder=folder)
+    refuse_other_tensors(living, stored, where=folder / WEIGHTS)
+    for name, tensor in living.items():
+        with writable([tensor]), torch.no_grad():
             tensor.copy_(stored[name])
+
+
+def refuse_other_tokens(adapters: Adapters, config: AdapterConfig, *, folder: Path) -> None:
+    """Make sure that an adapter has rows of the tokens that are new to the model, and of no others.
+
+    Args:
+        adapters: On the model.
+        config: Settings of the file.
+        folder: Of the adapter, for the message.
+
+    Raises:
+        ModelError: When it has others.
+    """
+    expected = adapters.config()["trainable_token_indices"]
+    if (config.trainable_token_indices or None) != expected:
+        raise ModelError(
+            f"{folder / CONFIG}: trainable_token_indices must be {shortened(expected)}, the tokens that are new to the "
+            f"model, but is {shortened(config.trainable_token_indices)}; name an adapter that was trained with them"
+        )
 
 
 def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -108,16 +80,31 @@ def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{folder / WEIGHTS}: must be a whole safetensors file, but: {error}; restore it") from error
 
 
-def _refuse_other_tensors(
+def refuse_other_tensors(
     living: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor], *, where: Path
 ) -> None:
+    """Hold the tensors of a file against those of adapters.
+
+    Args:
+        living: Of the adapters; partitioned by ZeRO-3, or without storage, or not.
+        stored: Of the file.
+        where: It, for the message.
+
+    Raises:
+        ModelError: When one is missing, left over, of another shape, or holds no finite numbers.
+    """
     missing, left_over = sorted(set(living) - set(stored)), sorted(set(stored) - set(living))
     faults = [f"must hold {name}, but does not" for name in missing]
     faults += [f"must not hold {name}, which the model has no place for, but does" for name in left_over]
     faults += [
-        f"{name} must have shape {list(tensor.shape)}, but has {list(stored[name].shape)}"
+        f"{name} must have shape {list(full_shape(tensor))}, but has {list(stored[name].shape)}"
         for name, tensor in living.items()
-        if name in stored and tensor.shape != stored[name].shape
+        if name in stored and full_shape(tensor) != stored[name].shape
+    ]
+    faults += [
+        f"{name} must hold finite floating-point numbers, but does not ({tensor.dtype})"
+        for name, tensor in stored.items()
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all())
     ]
     if faults:
         raise ModelError(

@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -15,11 +16,13 @@ from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import Family
 from ds_sft.errors import ModelError, raise_together
 from ds_sft.model.folder import ModelFolder
-from ds_sft.model.lora import refuse_unknown_targets
+from ds_sft.model.lora_targets import target_faults
 from ds_sft.model.quantisation import in_4_bits
 from ds_sft.model.weights import Shapes, differing_ties, refuse_loading_faults, stored_shapes, weight_faults
 
 log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,14 @@ class Frozen:
 
     Args:
         targets: Linear layers that must be there, or `all-linear`.
+        rank: Of the adapters.
+        init: What they begin with that is computed from matrices; None for zero.
         is_quantised: Whether in 4 bits.
     """
 
     targets: Sequence[str] | str
+    rank: int
+    init: str | None
     is_quantised: bool
 
 
@@ -60,12 +67,14 @@ def load_model(
         The model in training mode.
 
     Raises:
-        ConfigError: When there is no such layer for an adapter; before any weight is read.
+        ConfigError: When an adapter cannot be on such a layer; before any weight is read.
         ModelError: When weights are missing, left over or of another shape, each by name.
     """
     empty = empty_model(folder, family=family, max_tokens=args.model_max_length)
     if frozen:
-        refuse_unknown_targets(empty, frozen.targets)
+        adds_tokens = bool(family.special_tokens or family.other_tokens)
+        faults = target_faults(*(empty, frozen.targets), rank=frozen.rank, init=frozen.init, adds_tokens=adds_tokens)
+        raise_together(list(faults))
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     dtype = torch.bfloat16 if args.bf16 and (args.deepspeed or frozen) else torch.float32
@@ -104,7 +113,7 @@ def empty_model(folder: ModelFolder, *, family: Family, max_tokens: int) -> PreT
     shapes = stored_shapes(folder.path)
     kind = family.model_class(folder.config, frozenset(shapes))
     config = _config(folder, kind, family.fit_context(folder.config, max_tokens))
-    empty = _empty_model(folder, kind, config)
+    empty = model_without_storage(kind, config, file=folder.path / "config.json")
     raise_together(weight_faults(empty, shapes, where=str(folder.path)))
     _untie_what_differs(folder, kind, empty, shapes)
     return empty
@@ -115,27 +124,56 @@ def _config(folder: ModelFolder, kind: type[PreTrainedModel], content: dict[str,
     for name, value in content.items():
         if value != folder.config.get(name):
             log.warning("%s: %s -> %s, to reach --model_max_length", name, folder.config.get(name), value)
+    return config_of(kind, content, file=folder.path / "config.json")
+
+
+def model_without_storage(kind: type[PreTrainedModel], config: PreTrainedConfig, *, file: Path) -> PreTrainedModel:
+    """Make a model on the meta device, to learn its names, shapes and ties.
+
+    Args:
+        kind: Its class.
+        config: Its config.
+        file: Where the config stands, for the message.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: When no such model can be made.
+    """
+    with torch.device("meta"):
+        return _made(lambda: kind(config), file=file)
+
+
+def config_of(kind: type[PreTrainedModel], content: dict[str, Any], *, file: Path) -> PreTrainedConfig:
+    """Make the config of a model.
+
+    Args:
+        kind: Class of the model.
+        content: Plain data; no code that it names is run.
+        file: Where it stands, for the message.
+
+    Returns:
+        The config.
+
+    Raises:
+        ModelError: When it describes no model.
+    """
+    return _made(lambda: _config_class(kind).from_dict(content), file=file)
+
+
+def _config_class(kind: type[PreTrainedModel]) -> type[PreTrainedConfig]:
     if kind.config_class is None:
         raise AssertionError(f"{kind.__name__} has no config class")
+    return kind.config_class
+
+
+def _made(make: Callable[[], Made], *, file: Path) -> Made:
     try:
-        return kind.config_class.from_dict(content)
+        return make()
     except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(
-            f"{folder.path / 'config.json'}: must describe a model, but: {reason}; restore the file"
-        ) from error
-
-
-def _empty_model(folder: ModelFolder, kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Make the model without storage, to learn its names, shapes and ties."""
-    try:
-        with torch.device("meta"):
-            return kind(config)
-    except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"{folder.path / 'config.json'}: must describe a model, but: {reason}; restore the file"
-        ) from error
+        raise ModelError(f"{file}: must describe a model, but: {reason}; restore the file") from error
 
 
 def _untie_what_differs(

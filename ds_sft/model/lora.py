@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 
 from ds_sft.config.arguments import LoraArguments
 from ds_sft.contracts import Family
-from ds_sft.errors import ConfigError
+from ds_sft.model.lora_targets import ALL_LINEAR
 from ds_sft.model.new_rows import ROWS, new_rows_of, table_of, train_new_rows
 
 log = logging.getLogger(__name__)
 
-ALL_LINEAR = "all-linear"
 PREFIX = "base_model.model."
 """Stands before every name in an adapter file, as peft has it."""
 STORED_ROWS = "token_adapter.trainable_tokens_delta"
@@ -118,7 +117,7 @@ class Adapters:
         paths = {path.removeprefix(PREFIX): module for path, module in new_rows_of(self.model)}
         first, head = next(iter(paths)), self.model.get_output_embeddings()
         is_tied = head.rows is paths[first].rows
-        return {path: module.token_ids.tolist() for path, module in paths.items() if path == first or not is_tied}
+        return {path: list(module.ids) for path, module in paths.items() if path == first or not is_tied}
 
     def _on_original_base(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Put the adapters together with what was taken out of the frozen weights: B A - B0 A0, of twice the rank."""
@@ -151,12 +150,15 @@ def attach_adapters(  # the parts of a run
     Returns:
         The model with its adapters.
     """
-    refuse_embeddings(model, config, base.new_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, autocast_adapter_dtype=not holds_16_bits)
     if not isinstance(adapted, PeftModel):
         raise TypeError(f"peft must give a PeftModel, but gave {type(adapted).__name__}")
+    if not holds_16_bits:
+        # peft does so for its own parameters; biases that train are the model's.
+        for weight in adapted.parameters():
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
     if base.new_tokens:
         dtype = table_of(model.get_input_embeddings()).dtype if holds_16_bits else torch.float32
         train_new_rows(model, base.new_tokens, dtype=dtype)
@@ -167,7 +169,6 @@ def attach_adapters(  # the parts of a run
         if changes_base and weight.requires_grad and any(side in name for side in _SIDES)
     }
     task_type = "SEQ_2_SEQ_LM" if family.is_encoder_decoder else "CAUSAL_LM"
-    _say_how_much_trains(adapted)
     return Adapters(adapted, base, task_type, initial)
 
 
@@ -207,54 +208,17 @@ def targets_of(lora: LoraArguments, *, family: Family) -> list[str] | str:
     return ALL_LINEAR if asked == [ALL_LINEAR] else asked
 
 
-def refuse_unknown_targets(model: nn.Module, targets: Sequence[str] | str) -> None:
-    """Make sure that every target is a linear layer of the model.
+def say_how_much_trains(adapters: Adapters) -> None:
+    """Log the share of the parameters that trains.
 
     Args:
-        model: With storage or without.
-        targets: Ends of module names, or `all-linear`.
-
-    Raises:
-        ConfigError: With the layers that there are.
+        adapters: On their model.
     """
-    if targets == ALL_LINEAR:
-        return
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    known = sorted({path.rpartition(".")[-1] for path in linear})
-    for target in targets:
-        if not any(path == target or path.endswith(f".{target}") for path in linear):
-            raise ConfigError(
-                f"lora_target_modules: every name must be a linear layer of the model, but {target!r} is none; there "
-                f"are {', '.join(known)}"
-            )
-
-
-def refuse_embeddings(model: PreTrainedModel, config: LoraConfig, token_ids: Sequence[int]) -> None:
-    """Refuse an adapter on a head whose new rows train: it would change those rows twice.
-
-    Args:
-        model: The model.
-        config: Of peft.
-        token_ids: Tokens whose rows train.
-
-    Raises:
-        ConfigError: When the head is a target.
-    """
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    path = next(path for path, module in model.named_modules() if module is head)
-    if token_ids and not isinstance(config.target_modules, str) and path in (config.target_modules or ()):
-        raise ConfigError(
-            f"lora_target_modules: must not have the head where new tokens are added, because their rows train as a "
-            f"whole, but has {path!r}; leave it out"
-        )
+    trained, total = adapters.model.get_nb_trainable_parameters()
+    log.info("adapters: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", _PERCENT * trained / total)
 
 
 def _stored_name(name: str) -> str:
     """Put a parameter's name in the words of peft's files: without the adapter's name, and DoRA's vector as itself."""
     stored = name.replace(f".{ADAPTER}", "")
     return stored.removesuffix(".weight") if stored.endswith("lora_magnitude_vector.weight") else stored
-
-
-def _say_how_much_trains(model: PeftModel) -> None:
-    trained, total = model.get_nb_trainable_parameters()
-    log.info("adapters: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", _PERCENT * trained / total)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
 from ds_sft.contracts import IGNORE_INDEX
+from ds_sft.model.new_rows import NewRowsHead
 
 _CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
 """Scores in memory at a time. Too few rows make thin products: one row each is 12 times slower than 256."""
@@ -73,7 +74,12 @@ class LossHead(nn.Linear):
         super().__init__(hidden_size, vocab_size, bias=False)
 
     def forward(  # type: ignore[override]  # losses, if there are targets
-        self, states: torch.Tensor, target_ids: torch.Tensor | None = None, *, label_smoothing: float = 0.0
+        self,
+        states: torch.Tensor,
+        target_ids: torch.Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        own: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Score states, or compare them with targets.
 
@@ -81,6 +87,7 @@ class LossHead(nn.Linear):
             states: Shape [..., H]; [targets, H] with `target_ids`.
             target_ids: What each state should foretell, shape [targets].
             label_smoothing: Share of a target's weight that is spread over the vocabulary.
+            own: Rows [R, H] in place of some of the head's, and which these are [R]; only with `target_ids`.
 
         Returns:
             Scores [..., V]; with `target_ids` the summed loss, and each target's without a gradient.
@@ -89,7 +96,8 @@ class LossHead(nn.Linear):
             return functional.linear(states, self.weight)
         dtype, is_training = working_dtype(states), torch.is_grad_enabled()
         found: tuple[torch.Tensor, torch.Tensor] = _LossWithoutScores.apply(  # type: ignore[no-untyped-call]  # as torch has it
-            *(states, self.weight, target_ids, label_smoothing, dtype, is_training)
+            *(states, self.weight, *(own or (None, None))),
+            *(target_ids, (label_smoothing, dtype, is_training)),
         )
         return found
 
@@ -128,13 +136,14 @@ def losses_at(targets: Targets, *, states: torch.Tensor, head: nn.Module) -> Tar
     Args:
         targets: From `targets_of`.
         states: Final states, scaled as the head wants them, shape [B, T, H].
-        head: A `LossHead`; any other, such as one with an adapter, gives the scores of all targets at once.
+        head: A `LossHead`, also under new rows; any other, such as one with an adapter, gives the scores of all targets
+            at once.
 
     Returns:
         The losses.
     """
     rows = states.flatten(0, 1).index_select(0, targets.places)
-    if isinstance(head, LossHead):
+    if isinstance(head, LossHead) or (isinstance(head, NewRowsHead) and isinstance(head.base, LossHead)):
         total, losses = head(rows, targets.ids, label_smoothing=targets.label_smoothing)
         return TargetLosses(total, losses)
     scores = head(rows)
@@ -183,31 +192,40 @@ class _LossWithoutScores(torch.autograd.Function):
         ctx: Any,
         rows: torch.Tensor,
         weight: torch.Tensor,
+        own: torch.Tensor | None,
+        own_ids: torch.Tensor | None,
         target_ids: torch.Tensor,
-        label_smoothing: float,
-        dtype: torch.dtype,
-        is_training: bool,
+        how: tuple[float, torch.dtype, bool],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the summed loss, and that of each target."""
+        label_smoothing, dtype, is_training = how
         wide = torch.promote_types(dtype, torch.float32)
-        needs_rows, needs_weight = (is_training and needed for needed in ctx.needs_input_grad[:2])
+        needs = [is_training and needed for needed in ctx.needs_input_grad[:3]]
         losses = rows.new_empty(len(rows), dtype=wide)
-        row_slopes = torch.empty_like(rows, dtype=dtype) if needs_rows else None
-        weight_slopes = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        row_slopes = torch.empty_like(rows, dtype=dtype) if needs[0] else None
+        weight_slopes, own_slopes = (
+            torch.zeros_like(each, dtype=wide) if needed and each is not None else None
+            for each, needed in zip((weight, own), needs[1:], strict=True)
+        )
         with torch.autocast(rows.device.type, enabled=False):
-            table = weight.to(dtype)
+            table, extra = weight.to(dtype), None if own is None else own.to(dtype)
             for part in _chunks(len(rows), bytes_of_row=len(weight) * wide.itemsize, device=rows.device):
                 states, targets = rows[part].to(dtype), target_ids[part, None]
-                logs = (states @ table.t()).log_softmax(dim=-1, dtype=wide)
+                logs = _scores(states, table, extra, own_ids).log_softmax(dim=-1, dtype=wide)
                 losses[part] = _token_losses(logs, targets, label_smoothing)
-                slopes = _score_slopes(logs, targets, label_smoothing).to(dtype) if needs_rows or needs_weight else logs
+                slopes = _score_slopes(logs, targets, label_smoothing).to(dtype) if any(needs) else logs
+                taken = None if own_ids is None else _take_columns(slopes, own_ids)
                 if row_slopes is not None:
                     torch.mm(slopes, table, out=row_slopes[part])
+                    if taken is not None and extra is not None:
+                        row_slopes[part].addmm_(taken, extra)
                 if weight_slopes is not None:
                     _add_product(weight_slopes, slopes.t(), states)
+                if own_slopes is not None and taken is not None:
+                    _add_product(own_slopes, taken.t(), states)
                 del logs, slopes  # as large as the scores; the next chunk's must not come on top
-        ctx.slopes = row_slopes, weight_slopes
-        ctx.dtypes = rows.dtype, weight.dtype
+        ctx.slopes = row_slopes, weight_slopes, own_slopes
+        ctx.dtypes = rows.dtype, weight.dtype, None if own is None else own.dtype
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
@@ -220,7 +238,7 @@ class _LossWithoutScores(torch.autograd.Function):
             None if slopes is None else slopes.mul_(slope).to(dtype)
             for slopes, dtype in zip(found, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None)
 
 
 def _chunks(num_rows: int, *, bytes_of_row: int, device: torch.device) -> Iterator[slice]:
@@ -229,6 +247,20 @@ def _chunks(num_rows: int, *, bytes_of_row: int, device: torch.device) -> Iterat
     size = -(-num_rows // max(1, -(-num_rows // most)))
     for begin in range(0, num_rows, max(1, size)):
         yield slice(begin, begin + size)
+
+
+def _scores(
+    states: torch.Tensor, table: torch.Tensor, own: torch.Tensor | None, own_ids: torch.Tensor | None
+) -> torch.Tensor:
+    scores = states @ table.t()
+    return scores if own is None or own_ids is None else scores.index_copy_(1, own_ids, states @ own.t())
+
+
+def _take_columns(slopes: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Take the gradients of some scores out, and leave zeros: the table's rows have no part in those."""
+    taken = slopes.index_select(1, ids)
+    slopes.index_fill_(1, ids, 0)
+    return taken
 
 
 def _token_losses(logs: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ of the whole table to keep ten rows of it.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,8 +32,9 @@ class NewRowsEmbedding(nn.Module):
         super().__init__()
         self.base = base
         self.rows = rows
+        self.ids = tuple(token_ids)
         self.token_ids: torch.Tensor
-        self.register_buffer("token_ids", torch.tensor(token_ids, device=rows.device), persistent=False)
+        self.register_buffer("token_ids", torch.tensor(self.ids, device=rows.device), persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -74,23 +76,30 @@ class NewRowsHead(nn.Module):
         super().__init__()
         self.base = base
         self.rows = rows
+        self.ids = tuple(token_ids)
         self.token_ids: torch.Tensor
-        self.register_buffer("token_ids", torch.tensor(token_ids, device=rows.device), persistent=False)
+        self.register_buffer("token_ids", torch.tensor(self.ids, device=rows.device), persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:
         """The frozen table, shape [V, H]."""
         return table_of(self.base)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Score all tokens.
+    def forward(
+        self, states: torch.Tensor, target_ids: torch.Tensor | None = None, *, label_smoothing: float = 0.0
+    ) -> Any:
+        """Score all tokens, or compare the states with targets as the frozen head does.
 
         Args:
-            states: Shape [..., H].
+            states: Shape [..., H]; [targets, H] with `target_ids`.
+            target_ids: What each state should foretell, shape [targets]; for a head that gives losses.
+            label_smoothing: Share of a target's weight that is spread over the vocabulary.
 
         Returns:
-            Shape [..., V].
+            Scores [..., V]; with `target_ids` what the frozen head gives.
         """
+        if target_ids is not None:
+            return self.base(states, target_ids, label_smoothing=label_smoothing, own=(self.rows, self.token_ids))
         scores: torch.Tensor = self.base(states)
         own = functional.linear(states, self.rows.to(states.dtype)).to(scores.dtype)
         return scores.index_copy(-1, self.token_ids, own)

@@ -3,12 +3,15 @@
 bitsandbytes is an extra, so it is imported where it is needed.
 """
 
+import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from ds_sft.contracts import Family
+from ds_sft.errors import ConfigError
 
 _KIND = "nf4"
 _PACKED = "Params4bit"
@@ -32,6 +35,16 @@ def in_4_bits(family: Family, *, computes_in: torch.dtype) -> dict[str, Any]:
         llm_int8_skip_modules=list(family.kept_in_16_bits),
     )
     return {"quantization_config": config}
+
+
+def missing_package() -> Iterator[ConfigError]:
+    """Look for bitsandbytes without loading it.
+
+    Yields:
+        One error where it is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        yield ConfigError("q_lora: needs bitsandbytes, but it is not installed; pip install -e '.[qlora]'")
 
 
 def is_quantised(weight: torch.Tensor) -> bool:

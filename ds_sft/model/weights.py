@@ -48,6 +48,27 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Read the number formats of the stored weights, without the weights themselves.
+
+    Args:
+        folder: Of a checkpoint whose `stored_shapes` could be read.
+
+    Returns:
+        Name -> dtype.
+    """
+    dtypes: dict[str, torch.dtype] = {}
+    for file in weight_files(folder):
+        if file.suffix == ".bin":
+            dtypes |= {name: tensor.dtype for name, tensor in _pickled(file, location="meta").items()}
+            continue
+        with safe_open(file, framework="pt") as weights:
+            # An empty slice tells the dtype in torch's words; a single number has none.
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            dtypes |= {name: (part[:0] if part.get_shape() else part[...]).dtype for name, part in slices.items()}
+    return dtypes
+
+
 def stored_weight(folder: Path, name: str) -> torch.Tensor:
     """Read one stored weight.
 

@@ -12,6 +12,7 @@ from ds_sft.save.card import adapter_card
 from ds_sft.save.export import Finished, as_written, finish, write_json, write_tensors, write_text, write_tokenizer
 from ds_sft.save.files import FileFact
 from ds_sft.save.shards import Plan
+from ds_sft.zero.gather import full_shape
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODEL_CONFIG = "model_config.json"
@@ -47,6 +48,10 @@ def export_adapter(  # noqa: PLR0913  # the parts of an adapter
     Returns:
         File -> what it is, on the rank that writes.
     """
+    # Rows that several modules share stand in the file under each of their names.
+    num_parameters = sum(
+        full_shape(tensor).numel() for tensor in {id(each): each for each in tensors.values()}.values()
+    )
     # One file, because peft reads no other.
     plan = Plan({WEIGHTS: as_written(tensors, dtype)}, index=None)
     weights = write_tensors(tensors, plan, into=into, is_writer=is_writer)
@@ -56,6 +61,6 @@ def export_adapter(  # noqa: PLR0913  # the parts of an adapter
     write_json(into / MODEL_CONFIG, dict(model_config))
     names = write_tokenizer(tokenizer, into)
     base = str(config["base_model_name_or_path"])
-    card = adapter_card(family=family, base=base, num_parameters=plan.num_parameters, fits_plain_peft=fits_plain_peft)
+    card = adapter_card(family=family, base=base, num_parameters=num_parameters, fits_plain_peft=fits_plain_peft)
     write_text(into / "README.md", card)
     return finish(into, weights=weights, small=[CONFIG, MODEL_CONFIG, *names, "README.md"], finished=finished)

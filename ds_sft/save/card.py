@@ -26,8 +26,11 @@ written = model.generate(**prompt, max_new_tokens=256)[0]
 print(tokenizer.decode(written{answer}, skip_special_tokens=True))
 ```
 
-The settings of the run are in `ds_sft.resolved.yaml`, its losses in `trainer_state.json`.
+{record}
 """
+
+_OF_RUN = "The settings of the run are in `ds_sft.resolved.yaml`, its losses in `trainer_state.json`."
+OF_MERGE = "It was made of an adapter and its model by `ds-sft merge`; the record of the run is with the adapter."
 
 _ADAPTER_TEXT = """---
 {metadata}
@@ -58,12 +61,13 @@ _CHANGED = (
 )
 
 
-def model_card(*, family: Family, num_parameters: int) -> str:
+def model_card(*, family: Family, num_parameters: int, record: str = _OF_RUN) -> str:
     """Write the README.md of a checkpoint.
 
     Args:
         family: Card of the model.
         num_parameters: Of the whole model, shared ones once.
+        record: The last sentence: where it comes from.
 
     Returns:
         Markdown with YAML front matter.
@@ -77,6 +81,7 @@ def model_card(*, family: Family, num_parameters: int) -> str:
         version=__version__,
         auto_class=_auto_class(family),
         knows=_knows(family),
+        record=record,
         answer="" if family.is_encoder_decoder else '[prompt["input_ids"].shape[1] :]',
     )
     return str(ModelCard(content))

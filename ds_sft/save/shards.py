@@ -1,5 +1,6 @@
 """Weights on disk as safetensors, written while they come: headers from the shapes first, then one tensor at a time."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from ds_sft.errors import SaveError
+from ds_sft.errors import ConfigError, SaveError
 from ds_sft.save.files import FileFact, NewFile, sync_folder
 from ds_sft.save.tensors import as_bytes, head, num_bytes, pieces, refuse_non_finite
 
+_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)
 UNFINISHED = ".writing-"
 """Begins the name of the folder that weights are written to before they get their own names."""
 
@@ -40,6 +42,19 @@ class Plan:
     def num_parameters(self) -> int:
         """Numbers in all weights."""
         return sum(weight.numel() for weights in self.files.values() for weight in weights.values())
+
+
+def shard_size_faults(size: str) -> Iterator[ConfigError]:
+    """Hold the largest size of a file against what sizes look like.
+
+    Args:
+        size: As the user wrote it.
+
+    Yields:
+        One error when it is none.
+    """
+    if not _SIZE.fullmatch(size) or float(size.strip()[:-2]) == 0:
+        yield ConfigError(f"max_shard_size: must be a size such as 5GB or 500MB, but is {size!r}; give one")
 
 
 def plan_shards(weights: Mapping[str, torch.Tensor], *, max_shard_size: str) -> Plan:

@@ -3,31 +3,37 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_sft.contracts import Family
-from ds_sft.errors import ConfigError, ModelError
+from ds_sft.errors import ConfigError, ModelError, raise_together
 from ds_sft.families import family_of
-from ds_sft.model.adapter_files import adapter_tensors, read_adapter_config
+from ds_sft.model.adapter_config import TrainedOn, read_adapter_config, trained_on
+from ds_sft.model.adapter_files import adapter_tensors
 from ds_sft.model.folder import ModelFolder, digest_of_model, find_model_folder, read_json
 from ds_sft.model.load import empty_model
 from ds_sft.model.merging import Change
-from ds_sft.model.weights import stored_shapes, stored_weight
-from ds_sft.save.adapter import MODEL_CONFIG
-from ds_sft.save.card import model_card
+from ds_sft.model.quantisation import missing_package
+from ds_sft.model.weights import stored_dtypes, stored_shapes, stored_weight
+from ds_sft.save.card import OF_MERGE, model_card
 from ds_sft.save.export import INDEX, Finished, finish, write_index, write_json, write_text, write_tokenizer
+from ds_sft.save.files import sync_folder
 from ds_sft.save.manifest import faults_of, read_manifest
-from ds_sft.save.shards import Plan, plan_shards, shard_writer
+from ds_sft.save.shards import UNFINISHED, Plan, plan_shards, shard_size_faults, shard_writer
+from ds_sft.tools.merge_checks import merged_config, merged_model, refuse_other_adapter
 from ds_sft.zero.gather import stored_tensors
 
 log = logging.getLogger(__name__)
 
+DtypeName = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _PERCENT = 100.0
 
@@ -49,7 +55,7 @@ class Request:
     adapter: Path
     output_dir: Path
     model: str | None = None
-    save_dtype: str | None = None
+    save_dtype: DtypeName | None = None
     max_shard_size: str = "5GB"
     cache_dir: str | None = None
     is_json: bool = False
@@ -57,23 +63,23 @@ class Request:
 
 @dataclass
 class Rounding:
-    """How much of what the adapter changes is lost by writing fewer bits: sums of squares over all weights."""
+    """How much of what the adapter changes is lost by writing fewer bits: sums of squares over all that it changes."""
 
     change: float = 0.0
     lost: float = 0.0
     names: list[str] = field(default_factory=list)
+    """Of weights that are not what is stored; those that were held in 4 bits are among them."""
 
-    def note(self, name: str, before: torch.Tensor, exact: torch.Tensor, *, dtype: torch.dtype) -> None:
+    def note(self, base: torch.Tensor, exact: torch.Tensor, *, dtype: torch.dtype) -> None:
         """Count one weight.
 
         Args:
-            name: Of the weight.
-            before: As it was stored; fewer rows than `exact` where a table grew.
+            base: As the adapter found it; fewer rows than `exact` where a table grew.
             exact: As it must be.
             dtype: That it is written in.
         """
-        self.names.append(name)
-        self.change += float((exact[: len(before)] - before.float()).square().sum())
+        self.change += float((exact[: len(base)] - base.float()).square().sum())
+        self.change += float(exact[len(base) :].square().sum())
         self.lost += float((exact.to(dtype).float() - exact.float()).square().sum())
 
     @property
@@ -93,19 +99,20 @@ def merge(request: Request) -> Iterator[str]:
 
     Raises:
         ConfigError: When the adapter belongs to another model, or the folder is not empty.
-        ModelError: When a file is broken or something of the adapter was not used.
+        ModelError: When a file is broken, or something of the adapter would not be used.
     """
-    facts = _facts_of(request.adapter)
-    config = read_adapter_config(request.adapter)
-    name = request.model or str(config.get("base_model_name_or_path"))
-    folder = find_model_folder(name, cache_dir=request.cache_dir)
-    _refuse_another_model(request, folder, facts["model"])
+    raise_together(list(shard_size_faults(request.max_shard_size)))
+    run, config = _run_of(request.adapter), read_adapter_config(request.adapter)
+    if run.is_quantised:
+        raise_together(list(missing_package()))
+    folder = find_model_folder(request.model or str(config.base_model_name_or_path), cache_dir=request.cache_dir)
+    _refuse_another_model(request, folder, run.model)
     _refuse_full_folder(request.output_dir)
     family = family_of(folder.config, folder=folder.path)
-    asked = facts.get("adapters") or {}
-    dtype = (torch.bfloat16 if facts.get("bf16") else torch.float32) if asked.get("q_lora") else None
+    dtype = (torch.bfloat16 if run.bf16 else torch.float32) if run.is_quantised else None
     change = Change(config, adapter_tensors(request.adapter), dtype, family)
-    rounding = _write(request, folder, change)
+    with _new_folder(request.output_dir) as into:
+        rounding = _write(request, folder, change, into=into)
     told = {
         "output_dir": str(request.output_dir),
         "model": str(folder.path),
@@ -116,17 +123,14 @@ def merge(request: Request) -> Iterator[str]:
     yield json.dumps(told, indent=2) if request.is_json else _sentence(told)
 
 
-def _facts_of(adapter: Path) -> Mapping[str, Any]:
-    """Give the fingerprint of the run that trained an adapter; without one, nothing tells which model it belongs to."""
+def _run_of(adapter: Path) -> TrainedOn:
+    """Give the run that trained an adapter; without it, nothing tells which model it belongs to."""
     if not adapter.is_dir():
         raise ConfigError(f"{adapter}: must be the folder of an adapter, but is none; check the path")
     faults = faults_of(adapter)
     if faults:
         raise ModelError(f"{adapter}: must be whole, but {faults[0]}; only an adapter of ds_sft can be merged")
-    facts: Mapping[str, Any] = read_manifest(adapter).facts.get("fingerprint", {})
-    if "model" not in facts:
-        raise ModelError(f"{adapter}: MANIFEST.json must tell the model, but does not; export the adapter anew")
-    return facts
+    return trained_on(read_manifest(adapter).facts, where=adapter)
 
 
 def _refuse_another_model(request: Request, folder: ModelFolder, trained_on: str) -> None:
@@ -143,38 +147,55 @@ def _refuse_full_folder(output: Path) -> None:
         raise ConfigError(f"output_dir: must be empty or absent, but {output} is not; name another folder")
 
 
-def _write(request: Request, folder: ModelFolder, change: Change) -> Rounding:
-    config = read_json(request.adapter / MODEL_CONFIG)
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder that gets its name when all is written, so that a try that fails leaves nothing in the way."""
+    output = output.expanduser().resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}{UNFINISHED}") as folder:
+        into = Path(folder) / output.name
+        into.mkdir()
+        yield into
+        into.rename(output)
+        sync_folder(output.parent)
+
+
+def _write(request: Request, folder: ModelFolder, change: Change, *, into: Path) -> Rounding:
+    content = merged_config(request.adapter, family=change.family)
     # Positions are scaled already in this config, so no length asks for more.
     before = empty_model(folder, family=change.family, max_tokens=1)
-    after = _empty(type(before), config)
+    after = merged_model(before, content, change.config, adapter=request.adapter)
     stored = _stored_names(before, folder)
     plan = _planned(request, after, folder, stored)
-    linear = {f"{path}.weight" for path, module in before.named_modules() if isinstance(module, nn.Linear)}
-    head = before.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    linear -= {f"{path}.weight" for path, module in before.named_modules() if module is head}
+    linear = _linear_weights(before)
+    refuse_other_adapter(after, change.config, change.tensors, family=change.family, adapter=request.adapter)
+    tokenizer = change.family.load_tokenizer(request.adapter)
     rounding = Rounding()
-    request.output_dir.mkdir(parents=True, exist_ok=True)
-    with shard_writer(plan, request.output_dir) as writer:
+    with shard_writer(plan, into) as writer:
         for file, weights in plan.files.items():
             for name, planned in weights.items():
                 weight = stored_weight(folder.path, stored[name])
-                merged = change.of(name, weight, is_linear=name in linear)
+                base = change.base_of(name, weight, is_linear=name in linear)
+                merged = change.of(name, base)
                 if merged is not weight:
-                    rounding.note(name, weight, merged, dtype=planned.dtype)
+                    rounding.names.append(name)
+                if merged is not base:
+                    rounding.note(base, merged, dtype=planned.dtype)
                 writer.write(name, merged)
             log.info("%s: %d weights", file, len(weights))
-    write_index(plan, request.output_dir)
-    _write_rest(request, plan, writer.facts, family=change.family, folder=folder)
+    write_index(plan, into)
+    write_json(into / "config.json", content | {"dtype": _name_of(plan)})
+    _write_rest(request, plan, writer.facts, tokenizer=tokenizer, family=change.family, folder=folder, into=into)
     return rounding
 
 
-def _empty(kind: type[PreTrainedModel], config: Mapping[str, Any]) -> PreTrainedModel:
-    """Make the model that the adapter belongs to, without storage."""
-    config_class: Any = kind.config_class
-    made: PreTrainedConfig = config_class.from_dict(dict(config))
-    with torch.device("meta"):
-        return kind(made)
+def _linear_weights(model: PreTrainedModel) -> set[str]:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    return {
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
 
 
 def _stored_names(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]:
@@ -185,13 +206,18 @@ def _stored_names(model: PreTrainedModel, folder: ModelFolder) -> dict[str, str]
 
 
 def _planned(request: Request, model: PreTrainedModel, folder: ModelFolder, stored: Mapping[str, str]) -> Plan:
-    asked = DTYPES.get(str(request.save_dtype))
+    asked, kept = DTYPES.get(str(request.save_dtype)), stored_dtypes(folder.path)
     weights = {}
     for name, tensor in stored_tensors(model).items():
-        kept = stored_weight(folder.path, stored[name]).dtype
-        dtype = asked if asked is not None and kept.is_floating_point else kept
+        own = kept[stored[name]]
+        dtype = asked if asked is not None and own.is_floating_point else own
         weights[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
     return plan_shards(weights, max_shard_size=request.max_shard_size)
+
+
+def _name_of(plan: Plan) -> str:
+    """Give the dtype of the first weight, as config.json has it."""
+    return str(next(iter(next(iter(plan.files.values())).values())).dtype).removeprefix("torch.")
 
 
 def _write_rest(  # the parts of a checkpoint
@@ -199,17 +225,16 @@ def _write_rest(  # the parts of a checkpoint
     plan: Plan,
     weights: Mapping[str, Any],
     *,
+    tokenizer: PreTrainedTokenizerBase,
     family: Family,
     folder: ModelFolder,
+    into: Path,
 ) -> None:
-    into = request.output_dir
-    dtype = next(iter(next(iter(plan.files.values())).values())).dtype
-    write_json(into / "config.json", read_json(request.adapter / MODEL_CONFIG) | {"dtype": str(dtype).split(".")[-1]})
     generation = folder.path / "generation_config.json"
     if generation.is_file():
         write_json(into / generation.name, read_json(generation))
-    names = write_tokenizer(family.load_tokenizer(request.adapter), into)
-    write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters))
+    names = write_tokenizer(tokenizer, into)
+    write_text(into / "README.md", model_card(family=family, num_parameters=plan.num_parameters, record=OF_MERGE))
     small = [INDEX, "config.json", generation.name, *names, "README.md"]
     manifest = read_manifest(request.adapter)
     finish(into, weights=weights, small=small, finished=Finished(manifest.step, {**manifest.facts, "is_merged": True}))

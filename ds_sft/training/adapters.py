@@ -2,21 +2,31 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_sft.config.arguments import LoraArguments, TrainingArguments
 from ds_sft.config.parse import Settings
 from ds_sft.contracts import Family
-from ds_sft.model.adapter_files import config_of, load_adapter, read_adapter_config
+from ds_sft.data.collate import Rows
+from ds_sft.data.datasets import SampleDataset
+from ds_sft.model.adapter_config import read_adapter_config
+from ds_sft.model.adapter_files import load_adapter
 from ds_sft.model.folder import ModelFolder
 from ds_sft.model.load import Frozen
-from ds_sft.model.lora import Adapters, Base, attach_adapters, lora_config
-from ds_sft.model.lora_start import make_up_for_4_bits
+from ds_sft.model.lora import Adapters, Base, attach_adapters, lora_config, say_how_much_trains
+from ds_sft.model.lora_start import begin_at_inputs, make_up_for_4_bits
 from ds_sft.model.vocab import new_token_ids
+from ds_sft.training.collator import collator_for
+from ds_sft.training.inputs import inputs_of
 
 log = logging.getLogger(__name__)
+
+_EVA_TOKENS = 8192
+"""Of the first samples, in order; so many that each layer's inputs vary in more directions than adapters have."""
 
 
 def frozen_as(lora: LoraArguments, *, family: Family) -> Frozen | None:
@@ -31,9 +41,14 @@ def frozen_as(lora: LoraArguments, *, family: Family) -> Frozen | None:
     """
     if not lora.is_asked:
         return None
-    asked = _asked_config(lora, family=family).target_modules
-    targets = asked if isinstance(asked, str) else sorted(asked or ())
-    return Frozen(targets, is_quantised=lora.q_lora)
+    asked = _asked_config(lora, family=family)
+    targets = asked.target_modules
+    return Frozen(
+        targets if isinstance(targets, str) else sorted(targets or ()),
+        rank=asked.r,
+        init=lora.lora_init,
+        is_quantised=lora.q_lora,
+    )
 
 
 def with_adapters(
@@ -45,6 +60,7 @@ def with_adapters(
     folder: ModelFolder,
     family: Family,
     tokenizer: PreTrainedTokenizerBase,
+    samples: SampleDataset,
 ) -> Adapters | None:
     """Freeze the model and attach adapters, if the run asks for them.
 
@@ -56,6 +72,7 @@ def with_adapters(
         folder: The model as it is stored.
         family: Its card.
         tokenizer: Grown too.
+        samples: Of training; some ways to begin look at the first ones.
 
     Returns:
         None for a model that trains as a whole.
@@ -73,15 +90,39 @@ def with_adapters(
         seed=args.seed,
         holds_16_bits=bool(args.deepspeed),
     )
+    say_how_much_trains(adapters)
     if lora.lora_init == "loftq":
         make_up_for_4_bits(adapters, stored=folder.path)
+    if lora.lora_init == "eva":
+        collate = collator_for(family, model, tokenizer, "right", is_flat=True, on_gpu=False)
+        model.to(args.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
+        inputs = _arguments(inputs_of(collate(_first(samples)), device=args.device))
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            begin_at_inputs(adapters, inputs)
     if lora.lora_weight_path:
-        load_adapter(adapters, Path(lora.lora_weight_path).expanduser())
+        earlier = Path(lora.lora_weight_path).expanduser()
+        load_adapter(adapters, earlier, config=read_adapter_config(earlier))
         log.info("going on with the adapter %s", lora.lora_weight_path)
     return adapters
 
 
 def _asked_config(lora: LoraArguments, *, family: Family) -> LoraConfig:
     if lora.lora_weight_path:
-        return config_of(read_adapter_config(Path(lora.lora_weight_path).expanduser()))
+        return read_adapter_config(Path(lora.lora_weight_path).expanduser()).in_words_of_peft()
     return lora_config(lora, family=family)
+
+
+def _first(samples: SampleDataset) -> Rows:
+    """Give the first samples, in order, until they have enough tokens on each side."""
+    rows: list[Any] = []
+    while len(rows) < len(samples) and min(_num_tokens(rows)) < _EVA_TOKENS:
+        rows.append(samples[len(rows)])
+    return rows
+
+
+def _num_tokens(rows: Rows) -> tuple[int, int]:
+    return sum(len(row["input_ids"]) for row in rows), sum(len(row["labels"]) for row in rows)
+
+
+def _arguments(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "labels"}

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from ds_sft.errors import (
     raise_together,
 )
 from ds_sft.model.folder import ModelFolder
+from ds_sft.save.shards import shard_size_faults
 from ds_sft.training.lora_rules import lora_faults
 from ds_sft.training.resume import resume_faults
 from ds_sft.training.step import packing_faults, say_what_packing_changes
@@ -31,7 +31,6 @@ from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
 
 log = logging.getLogger(__name__)
 
-_SHARD_SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -217,9 +216,7 @@ def _saves_nothing(training: Mapping[str, Any]) -> bool:
 
 def _output_faults(settings: Settings) -> Iterator[DsSftError]:
     """Try to write into the output folder, as the only way to know whether that will work later."""
-    size = settings.training["max_shard_size"]
-    if not _SHARD_SIZE.fullmatch(size) or float(size.strip()[:-2]) == 0:
-        yield ConfigError(f"max_shard_size: must be a size such as 5GB or 500MB, but is {size!r}; give one")
+    yield from shard_size_faults(settings.training["max_shard_size"])
     folder = settings.output_dir
     model = Path(settings.model.model_name_or_path).expanduser()
     if model.is_dir() and folder.resolve() == model.resolve():

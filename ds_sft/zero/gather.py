@@ -39,6 +39,26 @@ def gathered(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def writable(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Hold parameters whole on every rank, for writing the same on each; every rank must enter.
+
+    Args:
+        parameters: Partitioned by ZeRO-3 or not.
+
+    Yields:
+        Nothing; what rank zero has written inside is kept.
+    """
+    partitioned = [parameter for parameter in parameters if _is_partitioned(parameter)]
+    if not partitioned:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+        yield
+
+
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Give every parameter and persistent buffer; one that two modules share is there once, under its first name.
 

@@ -1,11 +1,15 @@
 """Rows of new tokens train in the frozen table's place, wherever that table is used."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import T5Config, T5ForConditionalGeneration
 
+import ds_sft.model.loss as loss_module
+from ds_sft.contracts import IGNORE_INDEX
 from ds_sft.families.flan_t5.modeling import UntiedT5
+from ds_sft.model.loss import LossHead, losses_at, targets_of
 from ds_sft.model.new_rows import NewRowsEmbedding, NewRowsHead, new_rows_of, train_new_rows
 
 IDS = [3, 6, 7]
@@ -81,3 +85,27 @@ def test_an_untied_head_has_rows_of_its_own() -> None:
     places = dict(new_rows_of(model))
     assert len({id(place.rows) for place in places.values()}) == 2
     assert torch.equal(places["lm_head"].rows, places["lm_head"].weight[IDS[::-1]])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_over_new_rows_and_their_gradients_are_those_of_the_whole_table(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two states at a time: the gradient of the rows is a sum over chunks.
+    monkeypatch.setitem(loss_module._CHUNK_BYTES, "cpu", 2 * V * 4)
+    table, first = _table(0), torch.randn(1, 5, H, generator=torch.Generator().manual_seed(3))
+    labels, ids = torch.tensor([[6, 3, IGNORE_INDEX, 0, 7]]), IDS[::-1]
+    whole, states = _replaced(table, _table(1)[:3], ids).requires_grad_(), first.clone().requires_grad_()
+    expected = functional.cross_entropy(
+        (states @ whole.T)[0], labels[0], reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing
+    )
+    wanted = torch.autograd.grad(expected, (whole, states))
+    frozen = LossHead(H, V)
+    frozen.weight = nn.Parameter(table.clone(), requires_grad=False)
+    head, again = NewRowsHead(frozen, nn.Parameter(_table(1)[:3].clone()), ids), first.clone().requires_grad_()
+    found = losses_at(targets_of(labels, label_smoothing=smoothing), states=again, head=head).loss
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+    rows, slopes = torch.autograd.grad(found, (head.rows, again))
+    torch.testing.assert_close(rows, wanted[0][ids])
+    torch.testing.assert_close(slopes, wanted[1])
