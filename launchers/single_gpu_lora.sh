@@ -10,7 +10,7 @@ if [ "${1:-}" = "--dry-run" ]; then
     is_dry_run=1
     shift
 fi
-if [ "$#" -lt 3 ] || [[ "$1$2$3" == *--* ]]; then
+if [ "$#" -lt 3 ] || [[ "$1" == -* || "$2" == -* || "$3" == -* ]]; then
     echo "error: command line: must be MODEL DATA OUTPUT_DIR [FLAGS], but is '$*'; see $ds_sft_root/launchers/README.md" >&2
     exit 2
 fi
@@ -19,11 +19,17 @@ shift 3
 
 if has_gpu; then
     # One process sees one GPU, the first unless the user chose another.
-    export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
+    chosen="${CUDA_VISIBLE_DEVICES:-0}"
+    export CUDA_VISIBLE_DEVICES="${chosen%%,*}"
+    if [ "$chosen" != "$CUDA_VISIBLE_DEVICES" ]; then
+        echo "CUDA_VISIBLE_DEVICES: $chosen -> $CUDA_VISIBLE_DEVICES, because this runs on one GPU" >&2
+    fi
     set -- --bf16 True "$@"
 fi
 if [ "$is_dry_run" = 0 ]; then
-    ensure_venv
+    extra=""
+    [[ " $* " =~ \ --q[_-]lora[\ =] && ! " $* " =~ \ --q[_-]lora[\ =][Ff]alse ]] && extra=qlora
+    ensure_venv "$extra"
     use_cpu_where_there_is_no_gpu
 fi
 run_or_print "$python" "$ds_sft_root/ds_sft/train.py" \

@@ -32,7 +32,7 @@ class LoraArguments:
     use_rslora: bool = field(default=False, metadata={"help": "Divide the scale by the square root of the rank."})
     use_dora: bool = field(default=False, metadata={"help": "Train the length of each weight row apart (DoRA)."})
     lora_init: Literal["pissa", "olora", "eva", "loftq"] | None = field(
-        default=None, metadata={"help": "How adapters begin, instead of at zero."}
+        default=None, metadata={"help": "How adapters begin, instead of at random; loftq with q_lora only."}
     )
     q_lora: bool = field(default=False, metadata={"help": "Hold the frozen base model in 4 bits (NF4)."})
 
@@ -79,7 +79,8 @@ class TrainingArguments(transformers.TrainingArguments):
         },
     )
     save_dtype: Literal["bf16", "fp16", "fp32"] | None = field(
-        default=None, metadata={"help": "Number format of the exported weights: bf16, but fp32 for adapters."}
+        default=None,
+        metadata={"help": "Number format of the exported weights; if not set bf16, and fp32 for adapters."},
     )
     max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of exported weights."})
     allow_resume_mismatch: bool = field(

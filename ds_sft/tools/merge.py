@@ -105,7 +105,10 @@ def merge(request: Request) -> Iterator[str]:
     run, config = _run_of(request.adapter), read_adapter_config(request.adapter)
     if run.is_quantised:
         raise_together(list(missing_package()))
-    folder = find_model_folder(request.model or str(config.base_model_name_or_path), cache_dir=request.cache_dir)
+    model = request.model or config.base_model_name_or_path
+    if model is None:
+        raise ConfigError(f"model_name_or_path: must be given, because {request.adapter} names no model; add it")
+    folder = find_model_folder(model, cache_dir=request.cache_dir)
     _refuse_another_model(request, folder, run.model)
     _refuse_full_folder(request.output_dir)
     family = family_of(folder.config, folder=folder.path)
