@@ -19,9 +19,14 @@ def test_the_exit_codes_are_those_of_the_documentation() -> None:
         "SaveError": 74,
         "NumericsError": 65,
         "PreemptedError": 75,
+        "JobError": 70,
         "PermissionRefusedError": 77,
     }
     assert errors.EXIT_OUT_OF_MEMORY == 71
+
+
+def test_a_job_on_several_hosts_ends_with_the_code_of_its_cause() -> None:
+    assert errors.JobError(65, "h1: data: broken").exit_code == 65
 
 
 def test_an_error_tells_every_fault_on_a_line() -> None:

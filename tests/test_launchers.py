@@ -15,7 +15,7 @@ BIN = str(ROOT / ".venv" / "bin")
 WORDS = ["recipe.yaml", "--output_dir", "a b"]
 MULTI = ["deepspeed", "--hostfile", "HOSTFILE", "--master_addr", "127.0.0.1", "--master_port", "1234"]
 TASK = (
-    '(trap "" USR1; exec "$@") & child=$!; trap "pkill -USR1 -P $child" USR1\n'
+    '(trap "" USR1; exec "$@") & child=$!; trap "pkill -USR1 -P $child" USR1; '
     "while wait $child; code=$?; kill -0 $child 2> /dev/null; do :; done; exit $code"
 )
 COMMANDS = {

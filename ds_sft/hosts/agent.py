@@ -81,11 +81,8 @@ class Part:
         for pump in self._pumps:
             pump.join(_LAST_WORDS_SECONDS)
         # Who dies of our own request has neither saved nor failed.
-        ended = [
-            _EXIT_STOOD_STILL if self._is_asked and found == -signal.SIGTERM else found
-            for found in codes.values()
-            if found is not None
-        ]
+        excused = -signal.SIGTERM if self._is_asked else 0
+        ended = [_EXIT_STOOD_STILL if found == excused else found for found in codes.values() if found]
         return min(ended, key=_distance_from_cause, default=code or 0) % 256
 
     def _look(self, ear: Ear, now: float) -> int | None:

@@ -66,6 +66,15 @@ def test_a_part_that_fails_ends_the_others_and_is_the_cause(
     assert "slept" not in capsys.readouterr().err
 
 
+def test_one_failed_rank_of_several_decides_the_code_of_its_host(tmp_path: Path) -> None:
+    program = "import os, sys; sys.exit({'0': 0, '1': 65, '2': 69}[os.environ['RANK']])"
+    task = Task("localhost", (sys.executable, "-c", program), {}, (0, 1, 2), 3)
+    outcome = supervise(
+        [task], python=this_python(), cwd=str(tmp_path), patience=Patience(20, 2), is_stop_asked=lambda: False
+    )
+    assert outcome.code == 65
+
+
 def test_who_only_feels_the_fault_is_not_the_cause(tmp_path: Path) -> None:
     feels = "import sys; print('error: launch: others are gone'); sys.exit(69)"
     knows = "import sys, time; time.sleep(1.5); print('error: disk: full'); sys.exit(74)"

@@ -12,6 +12,7 @@ from ds_sft.tools import launch as module
 from ds_sft.tools.doctor import Examination, Report
 from ds_sft.tools.facts import fault
 from ds_sft.tools.launch import Wish, launch
+from tests.conftest import ROOT
 
 WELL = Outcome(0, "", is_worth_another_try=False)
 LOST = Outcome(69, "b: gone", is_worth_another_try=True)
@@ -86,7 +87,7 @@ def test_ranks_are_numbered_in_the_order_of_the_hosts(world: World) -> None:
     ((first, last),) = world.started
     assert (first.host, first.ranks, last.host, last.ranks) == ("a", (0, 1), "b", (2,))
     assert first.world_size == last.world_size == 3
-    assert first.command[-4:] == (str(Path(module.__file__).parent.parent / "train.py"), *FLAGS)
+    assert first.command[-4:] == (str(ROOT / "ds_sft" / "train.py"), *FLAGS)
     told = {
         name: last.variables[name] for name in ("MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "DS_ACCELERATOR")
     }
