@@ -3,7 +3,8 @@
 Run it as `python benchmarks/adapter_memory.py`; it writes results/adapter_memory.json. It is a prediction: no GPU is
 used. Weights are counted exactly on models without storage. Activations are what autograd keeps, measured at full width
 on models of one and of two layers and continued in a straight line to all of them: with gradient checkpointing the
-inputs of every layer and everything of one. Left out: the CUDA context (about 0.5 GB), fragmentation, kernels' workspaces.
+inputs of every layer and everything of one. Left out: the CUDA context (about 0.5 GB), fragmentation, and what kernels
+need for themselves.
 """
 
 import json
@@ -83,7 +84,14 @@ class Size:
 SIZES = {
     "Yuan2-2B": Size(
         "yuan2",
-        {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "pad_token_id": 0},
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_attention_heads": 32,
+            "pad_token_id": 0,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
         24,
         135_040,
     ),
