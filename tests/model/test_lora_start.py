@@ -1,4 +1,4 @@
-"""Adapters that begin at the directions of their layers' inputs."""
+"""How adapters begin: in fp32 where nothing keeps other copies, and at the directions of their layers' inputs."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from transformers import T5Config
 from ds_sft.errors import ConfigError
 from ds_sft.families import family_of
 from ds_sft.families.flan_t5.modeling import UntiedT5
+from ds_sft.families.yuan2.native.model import Yuan2ForCausalLM
 from ds_sft.model.lora import Adapters, Base, attach_adapters
 from ds_sft.model.lora_start import begin_at_inputs
 
@@ -48,3 +49,16 @@ def test_first_matrices_hold_the_directions_in_which_inputs_vary_most() -> None:
 def test_fewer_tokens_than_directions_are_one_line() -> None:
     with pytest.raises(ConfigError, match=r"lora_init: eva finds lora_r directions .* sees 2 tokens .* for rank 2"):
         begin_at_inputs(_adapted(), _inputs(2))
+
+
+def test_without_deepspeed_all_that_trains_is_held_in_fp32() -> None:
+    golden = Path(__file__).parents[1] / "golden" / "yuan2"
+    model = Yuan2ForCausalLM.from_pretrained(golden, dtype=torch.bfloat16)
+    base = Base("x", [3, 4], is_as_stored=True)
+    lora = LoraConfig(r=RANK, target_modules=["q_proj"], bias="all")
+    family = family_of({"model_type": "yuan"}, folder=golden)
+    adapters = attach_adapters(model, lora, family=family, base=base, seed=1, holds_16_bits=False)
+    dtypes = {name: weight.dtype for name, weight in adapters.tensors().items()}
+    assert any(name.endswith(".bias") for name in dtypes)
+    assert set(dtypes.values()) == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
