@@ -173,7 +173,9 @@ def _kept(size: Size, num_layers: int, *, is_checkpointing: bool) -> float:
     adapted.train()
     own = {weight.untyped_storage().data_ptr() for weight in adapted.parameters()}
     with _counted(own) as sizes, torch.autocast("cpu", dtype=torch.bfloat16):
-        adapted(**{**inputs_of(size.batch(), device=torch.device("cpu")), "labels": None} | {"use_cache": False})
+        inputs = inputs_of(size.batch(), device=torch.device("cpu"))
+        del inputs["labels"]
+        adapted(**inputs, use_cache=False)
     return float(sum(sizes.values()))
 
 

@@ -142,7 +142,7 @@ def test_no_file_is_narrower_than_the_umask_and_none_is_a_pickle(exported: Expor
     os.umask(current)
     files = [file for file in exported.folder.iterdir() if file.is_file()]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~current}
-    assert {file.suffix for file in files} <= {".json", ".safetensors", ".jinja", ".md", ".yaml", ".lock"}
+    assert {file.suffix for file in files} <= {".json", ".safetensors", ".jinja", ".md", ".yaml", ".jsonl", ".lock"}
 
 
 def test_the_folder_holds_what_users_expect(exported: Exported) -> None:
@@ -165,6 +165,7 @@ def test_the_manifest_holds_every_file_that_loading_needs(exported: Exported) ->
     manifest = read_manifest(exported.folder)
     of_the_run = {"MANIFEST.json", "trainer_state.json", "train_results.json", "all_results.json"}
     of_the_run |= {"ds_sft.resolved.yaml", "ds_sft.resolved.deepspeed.json", "data_counters.json", ".ds_sft.lock"}
+    of_the_run |= {"events.jsonl"}
     assert set(manifest.files) == {file.name for file in exported.folder.iterdir() if file.is_file()} - of_the_run
     assert (manifest.step, sorted(manifest.facts)) == (1, ["asked", "fingerprint", "resumable", "versions"])
 
