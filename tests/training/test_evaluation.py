@@ -14,6 +14,7 @@ from ds_sft.data.collate import Collator, DataCollatorForCausalDataset, FlatColl
 from ds_sft.data.datasets import Row
 from ds_sft.data.fillers import WithFillers, filler_of
 from ds_sft.data.packing import equally_full
+from ds_sft.model.loss import Targets
 from ds_sft.training.evaluation import evaluation_metrics
 
 VOCABULARY = 11
@@ -32,8 +33,9 @@ class Bigrams(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.table = nn.Parameter(torch.randn(VOCABULARY, VOCABULARY, generator=generator))
 
-    def forward(self, input_ids: torch.Tensor, **_others: Any) -> dict[str, torch.Tensor]:
-        return {"logits": self.table[input_ids]}
+    def forward(self, input_ids: torch.Tensor, targets: Targets, **_others: Any) -> dict[str, torch.Tensor]:
+        scores = self.table[input_ids].flatten(0, 1)[targets.places].log_softmax(dim=1)
+        return {"target_losses": -scores.gather(1, targets.ids[:, None])[:, 0]}
 
 
 def by_hand() -> tuple[float, int]:

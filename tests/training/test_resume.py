@@ -153,7 +153,7 @@ def test_the_number_of_ranks_is_no_difference_where_a_step_has_as_many_samples(
 ) -> None:
     one, two = (
         run_facts(
-            training(settings, per_device_train_batch_size=size, gradient_accumulation_steps=1),
+            training(settings, per_device_train_batch_size=size, gradient_accumulation_steps=1, packing=False),
             folder=model,
             data=DATA,
             world_size=4 // size,
