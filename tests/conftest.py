@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: forked ranks must not inherit a pool of threads.
@@ -26,10 +27,23 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DS_SFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _own_logger() -> Iterator[None]:
+    """A program that ran in this process set our logger up: no other test sees that, or each of its lines twice."""
+    _as_it_was_imported(logging.getLogger("ds_sft"))
+    yield
+    _as_it_was_imported(logging.getLogger("ds_sft"))
+
+
+def _as_it_was_imported(logger: logging.Logger) -> None:
+    logger.handlers = []
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs; other tests may have told its logger not to pass lines on."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the package logs."""
     caplog.set_level(logging.INFO, logger="ds_sft")
     return caplog
 

@@ -1,6 +1,5 @@
 """Flags of the loss that contradict each other or the family are told."""
 
-import logging
 from typing import Any
 
 import pytest
@@ -16,14 +15,6 @@ def data(**flags: Any) -> DataArguments:
 
 def faults(family: str, **flags: Any) -> list[str]:
     return [str(fault) for fault in loss_faults(data(**flags), family=family_named(family))]
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 @pytest.mark.parametrize("family", ["flan_t5", "yuan2"])

@@ -14,10 +14,7 @@ PARTS = {"data": "1f0c", "tokenizer": "9b2e"}
 ACCOUNT = Account(Path("d.json"), "efficient", Path("/c/k.arrow"), COUNTERS, ("record 3: unknown_role: robot",), PARTS)
 
 
-def test_the_log_tells_the_counters_and_the_rejected_records(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
+def test_the_log_tells_the_counters_and_the_rejected_records(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ds_sft")
     report(ACCOUNT)
     assert caplog.messages == [

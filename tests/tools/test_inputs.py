@@ -1,21 +1,12 @@
 """A verb reads the flags and the recipe of training, and tells what it does not use or cannot use."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
 
 from ds_sft.errors import ConfigError, DataError, DsSftError, MissingInputError, UsageError
 from ds_sft.tools.inputs import read_inputs, say_next
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The first samples are shown as training sees them: as text, as JSON, or on a page."""
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,6 @@ def golden_rows(name: str) -> list[dict[str, Any]]:
 
 
 T5_ROWS, YUAN2_ROWS = golden_rows("expected_semantics.json"), golden_rows("expected_semantics_yuan2.json")
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Validating looks at every record and ends in the documented code when training would learn nothing."""
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,6 @@ JSON = Effort(is_json=True, num_workers=1)
 ANSWERED = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "It is a loss."}]
 UNKNOWN_ROLE = [{"from": "robot", "value": "x"}]
 ROBOT = "unknown_role: turn 1 has role 'robot'; known are human, user, gpt, assistant, chatgpt, system"
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the package logs."""
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="ds_sft")
-    return caplog
 
 
 def flags(model: Path, file: Path, *conversations: object) -> list[str]:

@@ -1,7 +1,6 @@
 """What adapters cannot be combined with is told before anything is loaded, each fault in one line."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +93,8 @@ def test_targets_must_be_those_of_the_adapter_that_is_continued(model: Path, ada
 
 
 def test_what_the_adapter_decides_against_a_default_is_told(
-    model: Path, adapter: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    model: Path, adapter: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
     _faults(model, lora_weight_path=adapter)
     assert caplog.messages == [
         f"lora_alpha: 16 -> 8.0, as in {adapter}",

@@ -1,7 +1,6 @@
 """The old names give the samples of the main job."""
 
 import json
-import logging
 import subprocess
 import sys
 from importlib import import_module
@@ -98,9 +97,8 @@ def test_the_limit_is_the_one_of_the_tokenizer(tiny_checkpoint: Path) -> None:
 
 
 def test_a_conversation_that_cannot_be_used_is_named_and_skipped(
-    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
     samples = flan_t5.preprocess([[{"from": "robot", "value": "x"}], TALK], tokenizer)
     assert len(samples["labels"]) == 2
     (message,) = caplog.messages

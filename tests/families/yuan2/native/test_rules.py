@@ -1,6 +1,5 @@
 """What config.json may say is judged by its content, in one line a fault."""
 
-import logging
 from typing import Any
 
 import pytest
@@ -143,10 +142,7 @@ def test_keys_that_say_what_is_computed_anyway_are_accepted() -> None:
     assert config_faults(RELEASED | {"head_dim": 64, "layer_types": ["hybrid"] * 24, "pad_token_id": 77185}) == []
 
 
-def test_a_scaled_context_that_is_still_too_short_is_told(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("ds_sft"), "propagate", True)
+def test_a_scaled_context_that_is_still_too_short_is_told(caplog: pytest.LogCaptureFixture) -> None:
     config = RELEASED | {"rope_scaling": {"type": "linear", "factor": 2.0}}
     assert fit_context(config, 16384) == config
     assert caplog.messages == []
