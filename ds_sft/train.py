@@ -16,16 +16,12 @@ from functools import partial
 from ds_sft.config.parse import build_training_arguments, parse
 from ds_sft.config.resolved import show_settings, write_settings
 from ds_sft.data.account import write_counters
-from ds_sft.data.datasets import load_datasets
-from ds_sft.data.draft import Encoder
 from ds_sft.errors import PreemptedError
 from ds_sft.families import family_of
 from ds_sft.model.folder import find_model_folder
-from ds_sft.model.load import load_model
-from ds_sft.model.vocab import smart_tokenizer_and_embedding_resize
 from ds_sft.reporting import rank, run, set_up_logging
 from ds_sft.save.lock import output_lock
-from ds_sft.training.adapters import frozen_as, with_adapters
+from ds_sft.training.assembly import model_of, samples_of
 from ds_sft.training.checkpoints import Checkpoints
 from ds_sft.training.device import on_this_device
 from ds_sft.training.elastic import fitted_to_checkpoint
@@ -34,7 +30,6 @@ from ds_sft.training.header import Given, run_figures
 from ds_sft.training.preflight import check
 from ds_sft.training.resume import where_to_begin
 from ds_sft.training.space import refuse_small_disk
-from ds_sft.training.step import refuse_long_samples
 from ds_sft.training.trainer import SftTrainer
 from ds_sft.zero import distributed
 from ds_sft.zero.extensions import watch_build_locks
@@ -70,10 +65,7 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
     ):
         # Data before the model: a file that teaches nothing must not cost a model load.
         tokenizer = family.load_tokenizer(folder.path)
-        options = settings.data.layout_options(max_tokens=settings.training["model_max_length"])
-        encoder, packing = Encoder(family, tokenizer, options), settings.training["packing"]
-        train_dataset, eval_dataset = load_datasets(settings.data, encoder=encoder, counts_tokens=packing)
-        refuse_long_samples(train_dataset, settings.training, family=family)
+        train_dataset, eval_dataset = samples_of(settings, family=family, tokenizer=tokenizer)
 
         if settings.training["deepspeed"]:
             distributed.start(on_cpu=settings.training["use_cpu"])
@@ -82,22 +74,8 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
         if begin.is_finished:
             log.info("%s: this run is finished, there is nothing left to do", settings.output_dir)
             return None
-        model = load_model(
-            folder,
-            family=family,
-            args=args,
-            attn_implementation=settings.model.attn_implementation,
-            frozen=frozen_as(settings.lora, family=family),
-        )
-        added = smart_tokenizer_and_embedding_resize(family.special_tokens, family.other_tokens, tokenizer, model)
-        adapters = with_adapters(
-            *(model, added),
-            settings=settings,
-            args=args,
-            folder=folder,
-            family=family,
-            tokenizer=tokenizer,
-            samples=train_dataset,
+        model, adapters = model_of(
+            settings, args=args, folder=folder, family=family, tokenizer=tokenizer, samples=train_dataset
         )
         refuse_small_disk(model, args=args, into=settings.output_dir, is_adapted=adapters is not None)
 

@@ -27,7 +27,9 @@ def target_faults(
     """
     linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     unknown = (
-        [] if targets == ALL_LINEAR else [name for name in targets if not any(_ends(path, name) for path in linear)]
+        []
+        if targets == ALL_LINEAR
+        else [name for name in targets if not any(is_named(path, [name]) for path in linear)]
     )
     known = ", ".join(sorted({path.rpartition(".")[-1] for path in linear}))
     for name in unknown:
@@ -53,8 +55,17 @@ def target_faults(
 
 
 def _is_chosen(path: str, targets: Sequence[str] | str, *, is_head: bool) -> bool:
-    return not is_head if targets == ALL_LINEAR else any(_ends(path, name) for name in targets)
+    return not is_head if targets == ALL_LINEAR else is_named(path, targets)
 
 
-def _ends(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
+def is_named(path: str, names: Sequence[str]) -> bool:
+    """Tell whether a module is meant, as peft and transformers read such names.
+
+    Args:
+        path: Of the module.
+        names: Ends of module names.
+
+    Returns:
+        Whether the path is one of them, or ends with one.
+    """
+    return any(path == name or path.endswith(f".{name}") for name in names)

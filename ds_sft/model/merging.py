@@ -8,6 +8,7 @@ import torch
 from ds_sft.contracts import Family
 from ds_sft.model.adapter_config import AdapterConfig
 from ds_sft.model.lora import PREFIX, STORED_ROWS
+from ds_sft.model.lora_targets import is_named
 from ds_sft.model.quantisation import through_4_bits
 
 
@@ -38,7 +39,8 @@ class Change:
         Returns:
             The same where it was not.
         """
-        if not is_linear or self.quantised is None or self._is_kept(name.removesuffix(".weight")):
+        path = name.removesuffix(".weight")
+        if not is_linear or self.quantised is None or is_named(path, self.family.kept_in_16_bits):
             return weight
         return through_4_bits(weight, dtype=self.quantised)
 
@@ -78,6 +80,3 @@ class Change:
         grown = torch.cat([weight, weight.new_zeros(max(0, int(ids.max()) + 1 - len(weight)), weight.shape[1])])
         grown[ids] = self.tensors[f"{PREFIX}{path}.{STORED_ROWS}"].float()
         return grown
-
-    def _is_kept(self, path: str) -> bool:
-        return any(path == name or path.endswith(f".{name}") for name in self.family.kept_in_16_bits)

@@ -19,13 +19,13 @@ from ds_sft.zero.gather import gathered
 ROWS = "rows"
 
 
-class NewRowsEmbedding(nn.Module):
-    """An embedding some of whose rows are looked up in a small table of their own.
+class NewRows(nn.Module):
+    """A frozen embedding or head some of whose rows are in a small table of their own.
 
     Args:
-        base: The frozen embedding.
+        base: The frozen module.
         rows: Shape [R, H].
-        token_ids: Which rows they are, ascending.
+        token_ids: Which rows they are.
     """
 
     def __init__(self, base: nn.Module, rows: nn.Parameter, token_ids: Sequence[int]) -> None:
@@ -40,6 +40,16 @@ class NewRowsEmbedding(nn.Module):
     def weight(self) -> torch.Tensor:
         """The frozen table, shape [V, H]; transformers asks an embedding for its dtype and device this way."""
         return table_of(self.base)
+
+
+class NewRowsEmbedding(NewRows):
+    """An embedding some of whose rows are looked up in a small table of their own.
+
+    Args:
+        base: The frozen embedding.
+        rows: Shape [R, H].
+        token_ids: Which rows they are, ascending.
+    """
 
     @property
     def padding_idx(self) -> int | None:
@@ -63,7 +73,7 @@ class NewRowsEmbedding(nn.Module):
         return torch.where(is_new[..., None], own, states)
 
 
-class NewRowsHead(nn.Module):
+class NewRowsHead(NewRows):
     """An output head some of whose rows are in a small table of their own.
 
     Args:
@@ -71,19 +81,6 @@ class NewRowsHead(nn.Module):
         rows: Shape [R, H].
         token_ids: Which rows they are, in any order.
     """
-
-    def __init__(self, base: nn.Module, rows: nn.Parameter, token_ids: Sequence[int]) -> None:
-        super().__init__()
-        self.base = base
-        self.rows = rows
-        self.ids = tuple(token_ids)
-        self.token_ids: torch.Tensor
-        self.register_buffer("token_ids", torch.tensor(self.ids, device=rows.device), persistent=False)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The frozen table, shape [V, H]."""
-        return table_of(self.base)
 
     def forward(
         self, states: torch.Tensor, target_ids: torch.Tensor | None = None, *, label_smoothing: float = 0.0
@@ -126,7 +123,7 @@ def train_new_rows(model: PreTrainedModel, token_ids: Sequence[int], *, dtype: t
             _put(model, path, NewRowsHead(head, _rows(table_of(head), ids, dtype), ids))
 
 
-def new_rows_of(model: nn.Module) -> Iterator[tuple[str, NewRowsEmbedding | NewRowsHead]]:
+def new_rows_of(model: nn.Module) -> Iterator[tuple[str, NewRows]]:
     """Give the modules that have new rows.
 
     Args:
@@ -136,7 +133,7 @@ def new_rows_of(model: nn.Module) -> Iterator[tuple[str, NewRowsEmbedding | NewR
         Path and module.
     """
     for path, module in model.named_modules():
-        if isinstance(module, NewRowsEmbedding | NewRowsHead):
+        if isinstance(module, NewRows):
             yield path, module
 
 

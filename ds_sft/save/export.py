@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_sft.contracts import Family
 from ds_sft.save.card import model_card
-from ds_sft.save.files import FileFact, settled
+from ds_sft.save.files import FileFact, replace_file, settled
 from ds_sft.save.manifest import FORMAT, MANIFEST, Manifest, write_manifest
 from ds_sft.save.shards import Plan, plan_shards, shard_writer
 from ds_sft.zero.gather import full_shape, stored_tensors, streamed
@@ -226,9 +226,7 @@ def write_text(file: Path, text: str) -> None:
         file: Replaced when it exists.
         text: Its content.
     """
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    replace_file(file, text.encode())
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -130,6 +130,21 @@ def write_new_json(path: Path, content: Any) -> FileFact:
         return file.finish()
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file under another name and rename it, so that readers see the old one or the new one.
+
+    Args:
+        path: Replaced when it exists.
+        content: All of it.
+
+    Raises:
+        OSError: When the disk is full or fails.
+    """
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk.
 

@@ -9,7 +9,9 @@ import torch
 
 from ds_sft.errors import NumericsError
 
-_DTYPES = {
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""What weights may be written in, by the words of the flags."""
+_WORDS = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -39,7 +41,7 @@ def head(tensors: Mapping[str, torch.Tensor]) -> bytes:
     begin = 0
     for name, tensor in tensors.items():
         end = begin + num_bytes(tensor)
-        content[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        content[name] = {"dtype": _WORDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

@@ -17,7 +17,7 @@ from ds_sft.hosts.addresses import master_address
 from ds_sft.hosts.hostfile import Host, read_hostfile
 from ds_sft.hosts.remote import Remote, this_python
 from ds_sft.tools.between_hosts import Seen, reduce_fact, same_facts, sharing_fact, way_facts
-from ds_sft.tools.facts import Fact, as_lines, as_objects, fault, faults_in, good
+from ds_sft.tools.facts import Fact, as_lines, as_objects, fault, fault_in_words, faults_in, good
 from ds_sft.tools.host_facts import Observed, env_facts, extensions_folders, facts_of, requirements
 from ds_sft.tools.subject import Subject, subject_of
 
@@ -120,7 +120,7 @@ def examine(subject: Subject, wanted: Examination) -> Report:
     try:
         master = wanted.master_addr or master_address(wanted.hosts)
     except DsSftError as error:
-        facts += [fault("hosts", *_split(line)) for line in error.faults]
+        facts += [fault_in_words("hosts", line) for line in error.faults]
         return Report(tuple(facts), "", {}, {}, is_shared=False)
     with ExitStack() as opened:
         seen: list[Seen] = []
@@ -196,8 +196,3 @@ def _named(facts: Iterator[Fact], host: Host, hosts: Sequence[Host]) -> Iterator
 def _parted(line: str) -> tuple[str, str]:
     name, _, told = line.partition(": ")
     return name, told
-
-
-def _split(line: str) -> tuple[str, str]:
-    told, _, fix = line.rpartition("; ")
-    return (told, fix) if told else (line, "")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_sft.errors import SaveError
+from ds_sft.save.files import replace_file
 from ds_sft.tools.policy import hash_of
 from ds_sft.tools.render import heading, shown
 from ds_sft.tools.samples import Sample
@@ -29,10 +30,8 @@ def write_explorer(file: Path, samples: Sequence[Sample], *, counters: Counter[s
         SaveError: When the file cannot be written.
     """
     page = explorer_page(samples, counters=counters, name=name)
-    part = file.with_name(f".{file.name}.part")
     try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(file)
+        replace_file(file, page.encode())
     except OSError as error:
         raise SaveError(f"html: must be writable, but {file}: {error.strerror}; name another file") from error
 

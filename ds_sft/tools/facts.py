@@ -71,6 +71,20 @@ def fault(name: str, told: str, fix: str) -> Fact:
     return Fact(name, "fault", told, fix)
 
 
+def fault_in_words(name: str, line: str) -> Fact:
+    """Make a fault of one of our error lines, whose last part is the remedy.
+
+    Args:
+        name: What.
+        line: Such as `rule, value; remedy`.
+
+    Returns:
+        The fact.
+    """
+    told, _, fix = line.rpartition("; ")
+    return fault(name, told, fix) if told else fault(name, line, "")
+
+
 def faults_in(facts: Iterable[Fact]) -> list[Fact]:
     """Pick the faults.
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from ds_sft.config.caches import cache_folder
 from ds_sft.hosts.env_file import env_file_faults, env_files
-from ds_sft.tools.facts import Fact, fault, good, warning
+from ds_sft.tools.facts import Fact, fault, fault_in_words, good, warning
 
 _GIB = 1 << 30
 _MIB_OF_GIB = 1024
@@ -96,9 +96,7 @@ def env_facts() -> Iterator[Fact]:
     """
     for path in env_files():
         told = env_file_faults(path)
-        for line in told:
-            what, _, fix = line.rpartition("; ")
-            yield fault("environment", what or line, fix)
+        yield from (fault_in_words("environment", line) for line in told)
         if not told:
             mode = stat.S_IMODE(path.stat().st_mode)
             yield good("environment", f"{path} (mode {mode:04o}) holds no secret and needs no quoting")

@@ -28,13 +28,13 @@ from ds_sft.save.export import INDEX, Finished, finish, write_index, write_json,
 from ds_sft.save.files import sync_folder
 from ds_sft.save.manifest import faults_of, read_manifest
 from ds_sft.save.shards import UNFINISHED, Plan, plan_shards, shard_size_faults, shard_writer
+from ds_sft.save.tensors import DTYPES
 from ds_sft.tools.merge_checks import merged_config, merged_model, refuse_other_adapter
 from ds_sft.zero.gather import stored_tensors
 
 log = logging.getLogger(__name__)
 
 DtypeName = Literal["bf16", "fp16", "fp32"]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _PERCENT = 100.0
 
 

@@ -96,7 +96,8 @@ def with_adapters(
     if lora.lora_init == "eva":
         collate = collator_for(family, model, tokenizer, "right", is_flat=True, on_gpu=False)
         model.to(args.device)  # type: ignore[arg-type]  # transformers narrows torch's own signature
-        inputs = _arguments(inputs_of(collate(_first(samples)), device=args.device))
+        inputs = inputs_of(collate(_first(samples)), device=args.device)
+        del inputs["labels"]
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
             begin_at_inputs(adapters, inputs)
     if lora.lora_weight_path:
@@ -122,7 +123,3 @@ def _first(samples: SampleDataset) -> Rows:
 
 def _num_tokens(rows: Rows) -> tuple[int, int]:
     return sum(len(row["input_ids"]) for row in rows), sum(len(row["labels"]) for row in rows)
-
-
-def _arguments(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name != "labels"}

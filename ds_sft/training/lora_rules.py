@@ -13,10 +13,10 @@ from ds_sft.model.adapter_config import MOST_RANK, AdapterConfig, TrainedOn, rea
 from ds_sft.model.folder import ModelFolder, digest_of_model
 from ds_sft.model.quantisation import missing_package
 from ds_sft.save.manifest import MANIFEST, faults_of, read_manifest
+from ds_sft.zero.settings import partitions_parameters
 
 log = logging.getLogger(__name__)
 
-_PARTITIONS_PARAMETERS = 3
 _CHANGES_WEIGHTS = ("pissa", "olora")
 _NEEDS_WHOLE_WEIGHTS = (*_CHANGES_WEIGHTS, "eva")
 
@@ -39,9 +39,7 @@ def lora_faults(
         yield from _left_alone(lora)
         return
     yield from _number_faults(lora)
-    section = (deepspeed or {}).get("zero_optimization")
-    stage = section.get("stage", 0) if isinstance(section, dict) else 0
-    if stage == _PARTITIONS_PARAMETERS:
+    if partitions_parameters(deepspeed or {}):
         yield from _partitioning_faults(lora)
     yield from _combination_faults(lora)
     if lora.lora_weight_path:

@@ -20,6 +20,7 @@ from ds_sft.model.loss import token_mean_loss
 from ds_sft.save.adapter import export_adapter
 from ds_sft.save.export import Finished, export_model, published_config, write_json
 from ds_sft.save.staging import Written
+from ds_sft.save.tensors import DTYPES
 from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, StopCallback
 from ds_sft.training.checkpoints import Checkpoints, without_nan
 from ds_sft.training.collator import collator_for
@@ -30,8 +31,6 @@ from ds_sft.training.numerics import on_any_rank
 from ds_sft.training.resuming import ResumingTrainer
 from ds_sft.training.throughput import Throughput
 from ds_sft.zero.ranks import together
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class SftTrainer(ResumingTrainer):
@@ -68,7 +67,7 @@ class SftTrainer(ResumingTrainer):
         self._family = family
         self._tokenizer = tokenizer
         self._adapters = adapters
-        self._save_dtype = _DTYPES[save_dtype(args, is_adapted=adapters is not None)]
+        self._save_dtype = DTYPES[save_dtype(args, is_adapted=adapters is not None)]
         self._max_shard_size = args.max_shard_size
         super().__init__(
             model=adapters.model if adapters else model,

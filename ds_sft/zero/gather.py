@@ -29,13 +29,7 @@ def gathered(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
     Yields:
         Nothing; inside, `.data` of each is whole.
     """
-    partitioned = [parameter for parameter in parameters if _is_partitioned(parameter)]
-    if not partitioned:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=None):
+    with _whole(parameters, writer=None):
         yield
 
 
@@ -49,13 +43,7 @@ def writable(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
     Yields:
         Nothing; what rank zero has written inside is kept.
     """
-    partitioned = [parameter for parameter in parameters if _is_partitioned(parameter)]
-    if not partitioned:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+    with _whole(parameters, writer=0):
         yield
 
 
@@ -103,6 +91,19 @@ def streamed(tensors: Mapping[str, torch.Tensor]) -> Iterator[Iterator[tuple[str
     finally:
         for _ in tensors_left:
             pass
+
+
+@contextmanager
+def _whole(parameters: Sequence[torch.Tensor], *, writer: int | None) -> Iterator[None]:
+    """Hold parameters whole on every rank; what the writer has changed, if there is one, is spread afterwards."""
+    partitioned = [parameter for parameter in parameters if _is_partitioned(parameter)]
+    if not partitioned:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=writer):
+        yield
 
 
 def _is_partitioned(parameter: torch.Tensor) -> bool:

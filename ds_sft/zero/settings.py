@@ -122,6 +122,18 @@ def deepspeed_faults(
     return [ConfigError(f"{path}: {line}") for line in lines]
 
 
+def partitions_parameters(config: Mapping[str, Any]) -> bool:
+    """Tell whether no rank holds whole weights under a DeepSpeed config.
+
+    Args:
+        config: Content of the file; empty without one.
+
+    Returns:
+        True for ZeRO-3.
+    """
+    return bool(_section(config, "zero_optimization").get("stage", 0) == _PARTITIONS_PARAMETERS)
+
+
 def write_resolved(config: Mapping[str, Any], *, into: Path) -> Path:
     """Write the config that the engine really ran with, every "auto" replaced.
 

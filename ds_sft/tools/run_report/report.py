@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_sft.errors import SaveError
+from ds_sft.save.files import replace_file
 from ds_sft.tools.run_report.examples import read_examples
 from ds_sft.tools.run_report.page import page_of
 from ds_sft.tools.run_report.picture import picture_of
@@ -65,10 +66,8 @@ def _told(run: Run) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
+        replace_file(path, content)
     except OSError as error:
         raise SaveError(f"output_dir: must be writable, but {path}: {error.strerror}; name another folder") from error
