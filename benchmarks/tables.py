@@ -1,0 +1,91 @@
+"""Results as Markdown; the tables of the pages are written by `python -m benchmarks.tables` and never by hand."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "training_cpu.json"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Write results as Markdown.
+
+    Args:
+        results: As `python -m benchmarks.run` writes them.
+
+    Returns:
+        What was measured where, and a table for each workload.
+    """
+    host, load = results["host"], results["load"]
+    peak = ", ".join(f"{name} {value:g} GFLOP/s" for name, value in results["peak"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    lines = [
+        f"Measured {results['date']} on {host['processor']} ({host['cores']} cores), load {load['begin']} to "
+        f"{load['end']}; {results['clock']}; {versions}; best matrix product {peak}.",
+    ]
+    for name, workload in results["workloads"].items():
+        lines += ["", *_table(name, workload)]
+    return "\n".join(lines)
+
+
+def with_tables(page: str, results: Mapping[str, Any]) -> str:
+    """Put the tables into a page, between its two marks.
+
+    Args:
+        page: Markdown.
+        results: As `tables` takes them.
+
+    Returns:
+        The page.
+    """
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{tables(results)}\n{END}{after}"
+
+
+def _table(name: str, workload: Mapping[str, Any]) -> list[str]:
+    rows, baseline = workload["rows"], workload["baseline"]
+    told = {row["variant"]: row["told"] for row in rows}
+    peers = [row["variant"] for row in rows if not row["variant"].startswith("ours")]
+    heads = [f"times {told[peer]}" for peer in peers]
+    return [
+        f"`{name}`: {workload['samples']} samples, {workload['tokens']} tokens, {workload['supervised_tokens']} "
+        f"supervised, vocabulary {workload['shape']['vocab_size']}, {workload['rounds']} rounds; memory beside "
+        f"{told[baseline]}'s.",
+        "",
+        f"| | {' | '.join(heads)} | supervised tokens/s | padding | of the peak | MiB above the model | memory | steps |",
+        f"|---|{'---|' * (len(heads) + 6)}",
+        *(_line(row, peers, baseline) for row in rows),
+    ]
+
+
+def _line(row: Mapping[str, Any], peers: list[str], baseline: str) -> str:
+    ratios = [_ratio(row["ratios"].get(peer)) for peer in peers]
+    figures = [
+        f"{row['sup_tok_s']:.0f}",
+        f"{100 * row['pad_share']:.0f} %",
+        f"{100 * row['mfu']:.0f} %",
+        f"{row['peak_mib']}",
+        f"{row['memory_ratios'].get(baseline, 1):.2f}",
+        f"{row['steps']}",
+    ]
+    return f"| {row['told']} | {' | '.join([*ratios, *figures])} |"
+
+
+def _ratio(found: list[float] | None) -> str:
+    return "1" if found is None else f"{found[0]:.2f} ({found[1]:.2f}-{found[2]:.2f})"
+
+
+def main() -> None:
+    """Write the tables of the committed results into the pages."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
