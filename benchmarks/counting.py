@@ -31,7 +31,8 @@ def useful_flops(workload: Workload, samples: Samples) -> float:
     sources, targets = samples.num_tokens().astype(np.float64)
     products = _t5 if samples.has_sources else _yuan2
     supervised = float(samples.num_supervised().sum())
-    head = supervised * workload.shape["vocab_size"] * workload.shape.get("hidden_size", workload.shape.get("d_model"))
+    width = float(workload.shape["d_model" if samples.has_sources else "hidden_size"])
+    head = supervised * width * float(workload.shape["vocab_size"])
     return 2 * _PASSES * (head + products(workload.shape, sources, targets))
 
 

@@ -50,7 +50,7 @@ class FastChatYuan2(Yuan2ForCausalLM):  # type: ignore[no-untyped-call]  # trans
             attention: Any = layer.self_attn
             attention.lf_gate.__class__ = Conv2dFiltering
 
-    def forward(  # type: ignore[override]  # only what a training loop gives
+    def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
     ) -> CausalLMOutputWithPast:
         """Give the mean loss.

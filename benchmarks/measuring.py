@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from transformers import Trainer
 
 from benchmarks.counting import clock, product_peak
 from benchmarks.variants import Run, Variant
-from benchmarks.workloads import Samples, Workload
+from benchmarks.workloads import Samples
 from ds_sft.contracts import IGNORE_INDEX
 
 MIB = 2**20
@@ -126,7 +125,8 @@ def _trainer(variant: Variant, run: Run) -> Trainer:
         torch.set_num_threads(1)
     torch.manual_seed(0)
     made = variant.trainer(replace(run, folder=Path(tempfile.mkdtemp(dir=run.folder))))
-    made.model.to(made.args.device).train()  # type: ignore[union-attr]  # every variant has a model
+    model: Any = made.model
+    model.to(made.args.device).train()
     return made
 
 

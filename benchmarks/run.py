@@ -74,14 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @contextmanager
-def fresh_processes() -> Iterator[Callable[..., Any]]:
+def fresh_processes(preload: Sequence[str] = ("benchmarks.measuring",)) -> Iterator[Callable[..., Any]]:
     """Run each call in a process that is forked from one that has imported everything and done nothing.
+
+    Args:
+        preload: Modules to import.
 
     Yields:
         Calls a function with arguments and gives what it returns.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.measuring"])
+    context.set_forkserver_preload(list(preload))
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         yield lambda act, *given: pool.submit(quietly, act, *given).result()
 

@@ -10,6 +10,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "training_cpu.json"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
+_HEADS = ("supervised tokens/s", "padding", "of the best product", "steps", "MiB above the model")
+
 
 def tables(results: Mapping[str, Any]) -> str:
     """Write results as Markdown.
@@ -23,13 +25,11 @@ def tables(results: Mapping[str, Any]) -> str:
     host, load = results["host"], results["load"]
     peak = ", ".join(f"{name} {value:g} GFLOP/s" for name, value in results["peak"].items())
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    lines = [
+    told = (
         f"Measured {results['date']} on {host['processor']} ({host['cores']} cores), load {load['begin']} to "
-        f"{load['end']}; {results['clock']}; {versions}; best matrix product {peak}.",
-    ]
-    for name, workload in results["workloads"].items():
-        lines += ["", *_table(name, workload)]
-    return "\n".join(lines)
+        f"{load['end']}; {results['clock']}; {versions}; best matrix product {peak}."
+    )
+    return "\n\n".join([told, *(_table(name, workload) for name, workload in results["workloads"].items())])
 
 
 def with_tables(page: str, results: Mapping[str, Any]) -> str:
@@ -47,20 +47,17 @@ def with_tables(page: str, results: Mapping[str, Any]) -> str:
     return f"{before}{BEGIN}\n{tables(results)}\n{END}{after}"
 
 
-def _table(name: str, workload: Mapping[str, Any]) -> list[str]:
+def _table(name: str, workload: Mapping[str, Any]) -> str:
     rows, baseline = workload["rows"], workload["baseline"]
     told = {row["variant"]: row["told"] for row in rows}
     peers = [row["variant"] for row in rows if not row["variant"].startswith("ours")]
-    heads = [f"times {told[peer]}" for peer in peers]
-    return [
+    heads = [*(f"times {told[peer]}" for peer in peers), *_HEADS, f"memory, of {told[baseline]}'s"]
+    about = (
         f"`{name}`: {workload['samples']} samples, {workload['tokens']} tokens, {workload['supervised_tokens']} "
-        f"supervised, vocabulary {workload['shape']['vocab_size']}, {workload['rounds']} rounds; memory beside "
-        f"{told[baseline]}'s.",
-        "",
-        f"| | {' | '.join(heads)} | supervised tokens/s | padding | of the peak | MiB above the model | memory | steps |",
-        f"|---|{'---|' * (len(heads) + 6)}",
-        *(_line(row, peers, baseline) for row in rows),
-    ]
+        f"supervised, vocabulary {workload['shape']['vocab_size']}, {workload['rounds']} rounds."
+    )
+    lines = [_line(row, peers, baseline) for row in rows]
+    return "\n".join([about, "", f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}", *lines])
 
 
 def _line(row: Mapping[str, Any], peers: list[str], baseline: str) -> str:
@@ -69,9 +66,9 @@ def _line(row: Mapping[str, Any], peers: list[str], baseline: str) -> str:
         f"{row['sup_tok_s']:.0f}",
         f"{100 * row['pad_share']:.0f} %",
         f"{100 * row['mfu']:.0f} %",
+        f"{row['steps']}",
         f"{row['peak_mib']}",
         f"{row['memory_ratios'].get(baseline, 1):.2f}",
-        f"{row['steps']}",
     ]
     return f"| {row['told']} | {' | '.join([*ratios, *figures])} |"
 

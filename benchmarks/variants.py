@@ -147,9 +147,11 @@ class GroupedTrainer(Trainer):
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        lengths = [len(row["input_ids"]) for row in train_dataset or self.train_dataset]
+        rows: Any = train_dataset or self.train_dataset
+        lengths = [len(rows[index]["input_ids"]) for index in range(len(rows))]
         generator = torch.Generator().manual_seed(self.args.seed)
-        return get_length_grouped_indices(lengths, self.args.train_batch_size, _SORTED_BATCHES, generator)
+        group: Any = get_length_grouped_indices
+        return group(lengths, self.args.train_batch_size, _SORTED_BATCHES, generator)
 
 
 class GroupedSeq2SeqTrainer(GroupedTrainer, Seq2SeqTrainer):
@@ -236,10 +238,11 @@ def _peer(trainer: Any, model: Any, run: Run, collate: Callable[..., Any]) -> Tr
     return made
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))  # noqa: S106  # a word
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")  # noqa: S106
+def _tokenizer() -> Any:
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = {word: number for number, word in enumerate(tokens.values())}
+    kind: Any = PreTrainedTokenizerFast
+    return kind(tokenizer_object=Tokenizer(WordLevel(words, unk_token=tokens["unk_token"])), **tokens)
 
 
 def _budgets_of_same_steps(run: Run, *, is_encoder_decoder: bool) -> tuple[int, ...]:
