@@ -52,25 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [one for one in SUITES[given.suite] if one.family in families and given.workload in ("all", one.name)]
     if not chosen:
         raise ConfigError(f"--workload: must be one of {given.family}, but is {given.workload}; leave it out")
-    precision, began = "fp32" if on_cpu else "bf16", _load()
+    where, precision, began = _where(on_cpu=on_cpu), "fp32" if on_cpu else "bf16", _load()
+    how = {"seed": given.seed, "rounds": given.rounds, "on_cpu": on_cpu, "precision": precision}
+    measured: dict[str, Any] = {}
     with fresh_processes() as execute:
-        measured = {
-            one.name: compare(
-                *(one, VARIANTS[one.family]),
-                execute=execute,
-                seed=given.seed,
-                rounds=given.rounds,
-                on_cpu=on_cpu,
-                precision=precision,
-                tell=lambda line: print(line, flush=True),
-            )
-            for one in chosen
-        }
-    results = {**_where(on_cpu=on_cpu), "seed": given.seed, "load": {"begin": began, "end": _load()}}
-    results |= {"peak": {precision: _peak(measured)}, "workloads": measured}
+        for one in chosen:
+            measured[one.name] = compare(one, VARIANTS[one.family], execute=execute, tell=_say, **how)
+            load = {"begin": began, "end": _load()}
+            results = where | {"seed": given.seed, "load": load, "peak": {precision: _peak(measured)}}
+            results |= {"workloads": measured}
+            # After each of them: a run that is stopped has not measured in vain.
+            if given.json:
+                given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"\n{tables(results)}")
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -133,6 +127,10 @@ def _processor() -> str:
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _load() -> float:

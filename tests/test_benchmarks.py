@@ -20,7 +20,7 @@ from benchmarks.counting import useful_flops
 from benchmarks.measuring import Timed
 from benchmarks.run import fresh_processes
 from benchmarks.run import main as run_benchmark
-from benchmarks.tables import PAGES, RESULTS, tables, with_tables
+from benchmarks.tables import PAGES, RESULTS, Goal, goals, tables, with_tables
 from benchmarks.variants import VARIANTS, Run, Variant, padded
 from benchmarks.workloads import SUITES, Samples, Workload, samples_of
 from ds_sft.cli import app
@@ -179,7 +179,22 @@ def test_the_tables_of_the_pages_are_those_of_the_results(page: Path) -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     text = page.read_text(encoding="utf-8")
     assert with_tables(text, results) == text
-    assert tables(results) in text
+    assert goals(results) in text
+    assert (tables(results) in text) == (page.parent.name == "benchmarks")
+
+
+def test_figures_in_a_page_that_were_not_measured_are_replaced() -> None:
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    page = "before <!-- goals: begin -->\n99\n<!-- goals: end --> behind"
+    assert with_tables(page, results) == f"before <!-- goals: begin -->\n{goals(results)}\n<!-- goals: end --> behind"
+
+
+@pytest.mark.parametrize(("most", "shown"), [(1.0, ["| **0.50** |", "| 2.20 |"]), (0.1, ["| 0.50 |", "| 2.20 |"])])
+def test_a_goal_is_in_bold_where_it_is_reached(most: float, shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.tables.GOALS", [Goal("g", "w", lambda row: row["x"], most, is_most=True)])
+    rows = [{"variant": "ours_same_steps", "x": 0.5}, {"variant": "ours", "x": 2.2}]
+    line = goals({"workloads": {"w": {"rows": rows}}}).splitlines()[-1]
+    assert all(part in line for part in shown)
 
 
 def test_committed_results_were_measured_on_equal_gradients_in_enough_rounds() -> None:
