@@ -19,7 +19,7 @@ from ds_sft.errors import UsageError
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "launchers/README.md", "ds_sft/families/README.md", "benchmarks/README.md"]
+PAGES = ["README.md", "launchers/README.md", "ds_sft/families/README.md"]
 SCRIPTS = sorted(
     str(file.relative_to(ROOT)) for ending in ("*.sh", "*.sbatch") for file in (ROOT / "launchers").rglob(ending)
 )
