@@ -207,6 +207,14 @@ def init(
     copy(recipe, output)
 
 
+@app.command(context_settings=_FLAGS_OF_TRAINING, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Measure training beside other trainers, with the flags of: python -m benchmarks.run --help."""
+    from ds_sft.tools.bench import bench as run_benchmark
+
+    raise typer.Exit(run_benchmark(context.args))
+
+
 def main() -> None:
     """Run a verb and leave with a documented exit code."""
     run(app)

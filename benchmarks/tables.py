@@ -1,0 +1,156 @@
+"""Results as Markdown; the tables of the pages are written by `python -m benchmarks.tables` and never by hand."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "training_cpu.json"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What ours should reach.
+
+    Args:
+        told: In the table.
+        workload: Where.
+        figure: Takes it from our row.
+        bound: The least, or for memory the most.
+        is_most: Whether less is better.
+    """
+
+    told: str
+    workload: str
+    figure: Callable[[Mapping[str, Any]], float]
+    bound: float
+    is_most: bool = False
+
+
+def _speed(peer: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda row: float(row["ratios"][peer][0])
+
+
+def _memory(peer: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda row: float(row["memory_ratios"][peer])
+
+
+GOALS = (
+    Goal("Yuan2, full vocabulary: times FastChat's loop", "yuan-vocab", _speed("fastchat"), 4.0),
+    Goal("Yuan2, light head: times FastChat's loop", "yuan-share", _speed("fastchat"), 3.5),
+    Goal("Yuan2, light head: times Trainer grouped by length", "yuan-share", _speed("hf_grouped"), 1.9),
+    Goal("Yuan2, light head: share of the best product", "yuan-share", lambda row: float(row["mfu"]), 0.5),
+    Goal("Yuan2, full vocabulary: memory of FastChat's loop", "yuan-vocab", _memory("fastchat"), 0.2, is_most=True),
+    Goal("Flan-T5: times Seq2SeqTrainer grouped by length", "t5-small", _speed("hf_grouped"), 2.2),
+    Goal("Flan-T5: memory of Seq2SeqTrainer grouped by length", "t5-small", _memory("hf_grouped"), 0.55, is_most=True),
+)
+_OURS = {"ours_same_steps": "as many steps", "ours": "default budget"}
+_HEADS = ("supervised tokens/s", "padding", "of the best product", "steps", "MiB above the model")
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Write results as Markdown.
+
+    Args:
+        results: As `python -m benchmarks.run` writes them.
+
+    Returns:
+        What was measured where, and a table for each workload.
+    """
+    host, load = results["host"], results["load"]
+    peak = ", ".join(f"{name} {value:g} GFLOP/s" for name, value in results["peak"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    told = (
+        f"Measured {results['date']} on {host['processor']} ({host['cores']} cores), load {load['begin']} to "
+        f"{load['end']}; {results['clock']}; {versions}; best matrix product {peak}."
+    )
+    return "\n\n".join([told, *(_table(name, workload) for name, workload in results["workloads"].items())])
+
+
+def goals(results: Mapping[str, Any]) -> str:
+    """Hold results against the goals, as Markdown.
+
+    Args:
+        results: As `tables` takes them, with all workloads.
+
+    Returns:
+        A table, in which what is reached stands in bold.
+    """
+    lines = [f"| goal | bound | {' | '.join(_OURS.values())} |", "|---|---|---|---|"]
+    for goal in GOALS:
+        rows = {row["variant"]: row for row in results["workloads"][goal.workload]["rows"]}
+        found = [goal.figure(rows[name]) for name in _OURS]
+        cells = [f"**{value:.2f}**" if _is_reached(goal, value) else f"{value:.2f}" for value in found]
+        lines.append(
+            f"| {goal.told} | {'at most' if goal.is_most else 'at least'} {goal.bound:g} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def with_tables(page: str, results: Mapping[str, Any]) -> str:
+    """Put goals and tables into a page, each between its two marks.
+
+    Args:
+        page: Markdown.
+        results: As `goals` takes them.
+
+    Returns:
+        The page.
+    """
+    for name, write in _PARTS.items():
+        begin, end = (f"<!-- {name}: {side} -->" for side in ("begin", "end"))
+        if begin in page:
+            before, rest = page.split(begin)
+            page = f"{before}{begin}\n{write(results)}\n{end}{rest.split(end)[1]}"
+    return page
+
+
+_PARTS = {"benchmark": tables, "goals": goals}
+
+
+def _is_reached(goal: Goal, value: float) -> bool:
+    return value <= goal.bound if goal.is_most else value >= goal.bound
+
+
+def _table(name: str, workload: Mapping[str, Any]) -> str:
+    rows, baseline = workload["rows"], workload["baseline"]
+    told = {row["variant"]: row["told"] for row in rows}
+    peers = [row["variant"] for row in rows if not row["variant"].startswith("ours")]
+    heads = [*(f"times {told[peer]}" for peer in peers), *_HEADS, f"memory, of {told[baseline]}'s"]
+    about = (
+        f"`{name}`: {workload['samples']} samples, {workload['tokens']} tokens, {workload['supervised_tokens']} "
+        f"supervised, vocabulary {workload['shape']['vocab_size']}, {workload['rounds']} rounds."
+    )
+    lines = [_line(row, peers, baseline) for row in rows]
+    return "\n".join([about, "", f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}", *lines])
+
+
+def _line(row: Mapping[str, Any], peers: list[str], baseline: str) -> str:
+    ratios = [_ratio(row["ratios"].get(peer)) for peer in peers]
+    figures = [
+        f"{row['sup_tok_s']:.0f}",
+        f"{100 * row['pad_share']:.0f} %",
+        f"{100 * row['mfu']:.0f} %",
+        f"{row['steps']}",
+        f"{row['peak_mib']}",
+        f"{row['memory_ratios'].get(baseline, 1):.2f}",
+    ]
+    return f"| {row['told']} | {' | '.join([*ratios, *figures])} |"
+
+
+def _ratio(found: list[float] | None) -> str:
+    return "1" if found is None else f"{found[0]:.2f} ({found[1]:.2f}-{found[2]:.2f})"
+
+
+def main() -> None:
+    """Write the tables of the committed results into the pages."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
