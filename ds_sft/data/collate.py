@@ -112,21 +112,19 @@ class FlatCollatorForSupervisedDataset:
 
         Returns:
             `input_ids` [1, S], `labels` and `decoder_input_ids` [1, T]; where documents begin and end among them,
-            `offsets` and `decoder_offsets` [D + 1]; the most tokens of one, `longest` and `decoder_longest` [1].
+            `offsets` and `decoder_offsets` [D + 1].
         """
-        inputs, offsets, longest = _lay_flat([row["input_ids"] for row in rows])
-        labels, decoder_offsets, decoder_longest = _lay_flat([row["labels"] for row in rows])
+        inputs, offsets = _lay_flat([row["input_ids"] for row in rows])
+        labels, decoder_offsets = _lay_flat([row["labels"] for row in rows])
         decoder_inputs = labels.roll(1, dims=1)
         decoder_inputs[:, decoder_offsets[:-1]] = self.decoder_start_token_id
         decoder_inputs.masked_fill_(decoder_inputs.eq(IGNORE_INDEX), self.decoder_pad_token_id)
         return {
             "input_ids": inputs,
             "offsets": offsets,
-            "longest": longest,
             "labels": labels,
             "decoder_input_ids": decoder_inputs,
             "decoder_offsets": decoder_offsets,
-            "decoder_longest": decoder_longest,
         }
 
 
@@ -142,16 +140,16 @@ class FlatCollatorForCausalDataset:
 
         Returns:
             `input_ids` and `labels` [1, T], the labels at the place of the token before; where documents begin and end
-            among them, `offsets` [D + 1]; the most tokens of one, `longest` [1].
+            among them, `offsets` [D + 1].
         """
-        inputs, offsets, longest = _lay_flat([row["input_ids"] for row in rows])
-        labels, label_offsets, _ = _lay_flat([row["labels"] for row in rows])
+        inputs, offsets = _lay_flat([row["input_ids"] for row in rows])
+        labels, label_offsets = _lay_flat([row["labels"] for row in rows])
         if not torch.equal(offsets, label_offsets):
             raise AssertionError("a sample must have a label for each token")
         labels = labels.roll(-1, dims=1)
         # No token of its own comes before the first label of a document.
         labels[:, offsets[1:] - 1] = IGNORE_INDEX
-        return {"input_ids": inputs, "labels": labels, "offsets": offsets, "longest": longest}
+        return {"input_ids": inputs, "labels": labels, "offsets": offsets}
 
 
 Collator = (
@@ -162,14 +160,14 @@ Collator = (
 )
 
 
-def _lay_flat(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Give the ids [1, all tokens], where each sequence begins and the last one ends [D + 1], and the most tokens."""
+def _lay_flat(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the ids [1, all tokens], and where each sequence begins and the last one ends [D + 1]."""
     lengths = [len(sequence) for sequence in sequences]
     if 0 in lengths:
         raise AssertionError(f"sample {lengths.index(0)} of {len(lengths)} of a flat batch is without a token")
     ids = torch.cat([torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences])
     offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-    return ids[None], offsets, torch.tensor([max(lengths)], dtype=torch.int32)
+    return ids[None], offsets
 
 
 def _pad(

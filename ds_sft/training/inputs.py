@@ -9,8 +9,7 @@ from ds_sft.model.flat import documents_of
 from ds_sft.model.loss import targets_of
 
 _DOCUMENTS = {"offsets": "documents", "decoder_offsets": "decoder_documents"}
-_TOLD_OTHERWISE = {*_DOCUMENTS, "longest", "decoder_longest"}
-"""What documents hold: numbers that are needed on the CPU must not have been copied to a device."""
+"""Boundaries and what holds them: numbers that are needed on the CPU must not have been copied to a device."""
 
 
 def inputs_of(
@@ -28,7 +27,5 @@ def inputs_of(
     """
     targets = targets_of(batch["labels"], label_smoothing=label_smoothing)
     documents = {_DOCUMENTS[name]: documents_of(batch[name], device=device) for name in _DOCUMENTS if name in batch}
-    tensors = {
-        name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name not in _TOLD_OTHERWISE
-    }
+    tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name not in _DOCUMENTS}
     return {**tensors, **documents, "targets": targets.to(device)}

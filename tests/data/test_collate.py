@@ -110,7 +110,6 @@ def test_flat_causal_samples_stand_one_behind_the_other_and_foretell_nothing_of_
         "input_ids": [[5, 6, 7, 8, 9, 10, 3, 4]],
         "labels": [[IGNORE, 7, 8, IGNORE, 10, IGNORE, 4, IGNORE]],
         "offsets": [0, 4, 6, 8],
-        "longest": [4],
     }
 
 
@@ -118,11 +117,9 @@ def test_flat_targets_begin_with_the_start_token_each() -> None:
     assert plain(FLAT(ROWS)) == {
         "input_ids": [[5, 6, 7, 9]],
         "offsets": [0, 3, 4],
-        "longest": [3],
         "labels": [[8, IGNORE, 11, 12]],
         "decoder_input_ids": [[START, START, DECODER_PAD, 11]],
         "decoder_offsets": [0, 1, 4],
-        "decoder_longest": [3],
     }
 
 
@@ -141,7 +138,7 @@ def test_flat_ids_are_64_bit_integers_and_what_tells_documents_is_32_bit(
 ) -> None:
     batch = collate(CAUSAL_ROWS)
     assert {name: tensor.dtype for name, tensor in batch.items()} == {
-        name: torch.int32 if name.endswith(("offsets", "longest")) else torch.int64 for name in batch
+        name: torch.int32 if name.endswith("offsets") else torch.int64 for name in batch
     }
 
 
