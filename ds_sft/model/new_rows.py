@@ -99,7 +99,10 @@ class NewRowsHead(NewRows):
             return self.base(states, target_ids, label_smoothing=label_smoothing, own=(self.rows, self.token_ids))
         scores: torch.Tensor = self.base(states)
         own = functional.linear(states, self.rows.to(states.dtype)).to(scores.dtype)
-        return scores.index_copy(-1, self.token_ids, own)
+        # All scores of a batch are large. Behind a gradient they stay as they are, because a hook may have made them a
+        # view; a copy is made there alone.
+        write = scores.index_copy if scores.requires_grad else scores.index_copy_
+        return write(-1, self.token_ids, own)
 
 
 def train_new_rows(model: PreTrainedModel, token_ids: Sequence[int], *, dtype: torch.dtype) -> None:

@@ -50,6 +50,14 @@ def test_a_head_scores_as_if_the_rows_stood_in_its_table() -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_scores_are_copied_behind_a_gradient_alone(trains: bool) -> None:
+    base, given = nn.Linear(H, V, bias=False).requires_grad_(False), list[torch.Tensor]()
+    base.register_forward_hook(lambda _head, _states, scores: given.append(scores))
+    scores = NewRowsHead(base, nn.Parameter(_table(1)[:3]), IDS)(_table(2).requires_grad_(trains))
+    assert (scores.data_ptr() == given[0].data_ptr()) == (not trains)
+
+
 def test_gradients_of_the_rows_are_those_of_the_whole_table() -> None:
     table = _table(0)
     tokens, targets = torch.tensor([[3, 1, 7, 7]]), torch.tensor([6, 3, 0, 7])
