@@ -35,38 +35,22 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ModelError: When a file is missing, broken, unsafe or outside the folder.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(folder):
-        if file.suffix == ".bin":
-            shapes |= {name: tuple(tensor.shape) for name, tensor in _pickled(file, location="meta").items()}
-            continue
-        try:
-            with safe_open(file, framework="np") as weights:
-                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: must be a whole safetensors file, but: {error}; fetch it again") from error
-    return shapes
+    return {name: tuple(weight.shape) for name, weight in _without_storage(folder)}
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Read the number formats of the stored weights, without the weights themselves.
 
     Args:
-        folder: Of a checkpoint whose `stored_shapes` could be read.
+        folder: Of a checkpoint.
 
     Returns:
         Name -> dtype.
+
+    Raises:
+        ModelError: When a file is missing, broken, unsafe or outside the folder.
     """
-    dtypes: dict[str, torch.dtype] = {}
-    for file in weight_files(folder):
-        if file.suffix == ".bin":
-            dtypes |= {name: tensor.dtype for name, tensor in _pickled(file, location="meta").items()}
-            continue
-        with safe_open(file, framework="pt") as weights:
-            # An empty slice tells the dtype in torch's words; a single number has none.
-            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
-            dtypes |= {name: (part[:0] if part.get_shape() else part[...]).dtype for name, part in slices.items()}
-    return dtypes
+    return {name: weight.dtype for name, weight in _without_storage(folder)}
 
 
 def stored_weight(folder: Path, name: str) -> torch.Tensor:
@@ -181,6 +165,23 @@ def differing_ties(folder: Path, empty: PreTrainedModel, shapes: Shapes) -> list
         if {alias, source} <= set(shapes)
         and not torch.equal(stored_weight(folder, alias), stored_weight(folder, source))
     ]
+
+
+def _without_storage(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give each stored weight on the meta device."""
+    for file in weight_files(folder):
+        if file.suffix == ".bin":
+            yield from _pickled(file, location="meta").items()
+            continue
+        try:
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118
+                    part = weights.get_slice(name)
+                    # An empty slice tells the dtype in torch's words; a single number has none.
+                    dtype = (part[:0] if part.get_shape() else part[...]).dtype
+                    yield name, torch.empty(part.get_shape(), dtype=dtype, device="meta")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: must be a whole safetensors file, but: {error}; fetch it again") from error
 
 
 def _fault(where: str, weight: str, rule: str) -> DsSftError:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ds_sft.errors import ModelError
-from ds_sft.model.weights import stored_shapes, stored_weight
+from ds_sft.model.weights import stored_dtypes, stored_shapes, stored_weight
 
 
 def stored_fault(folder: Path) -> str:
@@ -29,6 +29,14 @@ def write_index(folder: Path, content: object) -> Path:
 def test_the_names_and_shapes_of_one_file_are_read(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2, 3), "b": torch.zeros(())}, tmp_path / "model.safetensors")
     assert stored_shapes(tmp_path) == {"a": (2, 3), "b": ()}
+
+
+def test_number_formats_are_read_of_safetensors_and_pickles(tmp_path: Path) -> None:
+    weights = {"a": torch.zeros(2, 3, dtype=torch.bfloat16), "b": torch.zeros((), dtype=torch.int64)}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    assert stored_dtypes(tmp_path) == {"a": torch.bfloat16, "b": torch.int64}
+    save_file({name: weight.to(torch.float16) for name, weight in weights.items()}, tmp_path / "model.safetensors")
+    assert stored_dtypes(tmp_path) == {"a": torch.float16, "b": torch.float16}
 
 
 def test_the_files_of_an_index_are_read_together_and_no_others(tmp_path: Path) -> None:
