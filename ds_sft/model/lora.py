@@ -1,6 +1,5 @@
 """Low-rank adapters (Hu 2021, "LoRA") on a frozen model; the rows of new tokens train with them."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,15 +14,12 @@ from ds_sft.contracts import Family
 from ds_sft.model.lora_targets import ALL_LINEAR
 from ds_sft.model.new_rows import ROWS, new_rows_of, table_of, train_new_rows
 
-log = logging.getLogger(__name__)
-
 PREFIX = "base_model.model."
 """Stands before every name in an adapter file, as peft has it."""
 STORED_ROWS = "token_adapter.trainable_tokens_delta"
 """Ends the name of new rows there."""
 ADAPTER = "default"
 """The name of the adapter among those of a living model."""
-_PERCENT = 100.0
 _CHANGES_BASE = ("pissa", "olora")
 _SIDES = ("lora_A", "lora_B")
 
@@ -206,16 +202,6 @@ def targets_of(lora: LoraArguments, *, family: Family) -> list[str] | str:
     """
     asked = lora.lora_target_modules or list(family.lora_targets)
     return ALL_LINEAR if asked == [ALL_LINEAR] else asked
-
-
-def say_how_much_trains(adapters: Adapters) -> None:
-    """Log the share of the parameters that trains.
-
-    Args:
-        adapters: On their model.
-    """
-    trained, total = adapters.model.get_nb_trainable_parameters()
-    log.info("adapters: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", _PERCENT * trained / total)
 
 
 def _stored_name(name: str) -> str:

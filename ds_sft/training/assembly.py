@@ -11,7 +11,7 @@ from ds_sft.model.folder import ModelFolder
 from ds_sft.model.load import load_model
 from ds_sft.model.lora import Adapters
 from ds_sft.model.vocab import smart_tokenizer_and_embedding_resize
-from ds_sft.training.adapters import frozen_as, with_adapters
+from ds_sft.training.adapters import earlier_adapter, frozen_as, with_adapters
 from ds_sft.training.step import refuse_long_samples
 
 
@@ -60,12 +60,13 @@ def model_of(
     Returns:
         The model, and its adapters where they train instead of it.
     """
+    earlier = earlier_adapter(settings.lora)
     model = load_model(
         folder,
         family=family,
         args=args,
         attn_implementation=settings.model.attn_implementation,
-        frozen=frozen_as(settings.lora, family=family),
+        frozen=frozen_as(settings.lora, family=family, earlier=earlier),
     )
     added = smart_tokenizer_and_embedding_resize(family.special_tokens, family.other_tokens, tokenizer, model)
     adapters = with_adapters(
@@ -76,5 +77,6 @@ def model_of(
         family=family,
         tokenizer=tokenizer,
         samples=samples,
+        earlier=earlier,
     )
     return model, adapters

@@ -42,7 +42,7 @@ def lora_faults(
     if partitions_parameters(deepspeed or {}):
         yield from _partitioning_faults(lora)
     yield from _combination_faults(lora)
-    if lora.lora_weight_path:
+    if lora.lora_weight_path is not None:
         yield from _continued_faults(settings, folder)
 
 

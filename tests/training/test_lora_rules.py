@@ -79,6 +79,12 @@ def test_an_adapter_that_is_not_there_is_told(model: Path, tmp_path: Path) -> No
     assert isinstance(fault, MissingInputError)
 
 
+def test_an_empty_path_is_no_adapter(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (fault,) = _faults(model, lora_weight_path="")
+    assert str(fault).startswith(".: must hold adapter_config.json, but does not")
+
+
 def test_flags_must_agree_with_the_adapter_that_is_continued(model: Path, adapter: Path) -> None:
     assert _faults(model, lora_weight_path=adapter) == []
     assert _faults(model, lora_weight_path=adapter, lora_r=4, lora_alpha=8) == []
