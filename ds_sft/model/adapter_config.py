@@ -10,13 +10,16 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 from peft import LoraConfig
+from peft.utils.constants import CONFIG_NAME
 from peft.utils.other import get_pattern_key
 
 from ds_sft.errors import MissingInputError, ModelError, raise_together
 from ds_sft.model.folder import read_json, refuse_links_out
 
-CONFIG = "adapter_config.json"
 MOST_RANK = 65536
+_MOST_REPEATS = 2
+"""In a pattern of names. The time of a match grows with a power of the name's length, that of the repeats; without
+groups it cannot grow faster."""
 Rank = Annotated[int, Meta(ge=1, le=MOST_RANK)]
 
 
@@ -121,6 +124,7 @@ class TrainedOn(msgspec.Struct, frozen=True):
         return self.adapters is not None and self.adapters.q_lora
 
 
+_PATTERNS = f"regular expressions without groups and with at most {_MOST_REPEATS} repeats"
 _RULES = {
     "peft_type": "be LORA",
     "r": f"be a whole number from 1 to {MOST_RANK}",
@@ -129,8 +133,8 @@ _RULES = {
     "base_model_name_or_path": "be a name or null",
     "lora_dropout": "be a number from 0 to below 1",
     "bias": "be none, all or lora_only",
-    "rank_pattern": f"map regular expressions to whole numbers from 1 to {MOST_RANK}",
-    "alpha_pattern": "map regular expressions to numbers above 0",
+    "rank_pattern": f"map {_PATTERNS} to whole numbers from 1 to {MOST_RANK}",
+    "alpha_pattern": f"map {_PATTERNS} to numbers above 0",
     "trainable_token_indices": "map modules to lists of different token ids from 0 on",
     "use_rslora": "be true or false",
     "use_dora": "be true or false",
@@ -164,9 +168,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         MissingInputError: When there are none.
         ModelError: When one breaks its rule or is of a part of peft that is not ours, each in one line.
     """
-    file = folder / CONFIG
+    file = folder / CONFIG_NAME
     if not file.is_file():
-        raise MissingInputError(f"{folder}: must hold {CONFIG}, but does not; name the folder of an adapter")
+        raise MissingInputError(f"{folder}: must hold {CONFIG_NAME}, but does not; name the folder of an adapter")
     refuse_links_out(folder)
     content = read_json(file)
     faults = _value_faults(content, file)
@@ -225,7 +229,7 @@ def _fits(name: str, value: Any, kind: Any) -> bool:
     if name == "alpha_pattern" and not all(map(_is_scale, (found or {}).values())):
         return False
     if name in ("rank_pattern", "alpha_pattern"):
-        return all(map(_is_expression, found or {}))
+        return all(map(_is_quick_expression, found or {}))
     if name == "trainable_token_indices":
         return all(ids and len(set(ids)) == len(ids) for ids in (found or {}).values())
     return name != "target_modules" or bool(found)
@@ -235,7 +239,10 @@ def _is_scale(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def _is_expression(text: str) -> bool:
+def _is_quick_expression(text: str) -> bool:
+    """Tell whether peft may match a file's expression: a hostile one, such as `(.+)+!`, would never come to an end."""
+    if "(" in text or sum(map(text.count, "*+?{")) > _MOST_REPEATS:
+        return False
     try:
         re.compile(text)
     except (re.error, RecursionError, OverflowError):

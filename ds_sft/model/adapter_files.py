@@ -6,16 +6,15 @@ from pathlib import Path
 from reprlib import repr as shortened
 
 import torch
+from peft.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from ds_sft.errors import ModelError
-from ds_sft.model.adapter_config import CONFIG, AdapterConfig
+from ds_sft.model.adapter_config import AdapterConfig
 from ds_sft.model.lora import Adapters
 from ds_sft.zero.gather import full_shape, writable
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def load_adapter(adapters: Adapters, folder: Path, *, config: AdapterConfig) -> None:
@@ -36,7 +35,7 @@ def load_adapter(adapters: Adapters, folder: Path, *, config: AdapterConfig) -> 
         living = {name: tensor for name, tensor in living.items() if name not in rows}
     else:
         refuse_other_tokens(adapters, config, folder=folder)
-    refuse_other_tensors(living, stored, where=folder / WEIGHTS)
+    refuse_other_tensors(living, stored, where=folder / SAFETENSORS_WEIGHTS_NAME)
     for name, tensor in living.items():
         with writable([tensor]), torch.no_grad():
             tensor.copy_(stored[name])
@@ -56,8 +55,9 @@ def refuse_other_tokens(adapters: Adapters, config: AdapterConfig, *, folder: Pa
     expected = adapters.config()["trainable_token_indices"]
     if (config.trainable_token_indices or None) != expected:
         raise ModelError(
-            f"{folder / CONFIG}: trainable_token_indices must be {shortened(expected)}, the tokens that are new to the "
-            f"model, but is {shortened(config.trainable_token_indices)}; name an adapter that was trained with them"
+            f"{folder / CONFIG_NAME}: trainable_token_indices must be {shortened(expected)}, the tokens that are new "
+            f"to the model, but is {shortened(config.trainable_token_indices)}; name an adapter that was trained with "
+            "them"
         )
 
 
@@ -73,11 +73,12 @@ def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: When the file is missing or broken.
     """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a file, not a dict
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / WEIGHTS}: must be a whole safetensors file, but: {error}; restore it") from error
+        raise ModelError(f"{path}: must be a whole safetensors file, but: {error}; restore it") from error
 
 
 def refuse_other_tensors(
@@ -108,5 +109,6 @@ def refuse_other_tensors(
     ]
     if faults:
         raise ModelError(
-            f"{where}: {faults[0]} ({len(faults)} such faults); name the model that the adapter was trained on"
+            f"{where}: {faults[0]} ({len(faults)} such faults); name the model that the adapter was trained on, or "
+            "restore the file"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedTokenizerBase
 
 from ds_sft.contracts import Family
@@ -14,7 +15,6 @@ from ds_sft.save.files import FileFact
 from ds_sft.save.shards import Plan
 from ds_sft.zero.gather import full_shape
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODEL_CONFIG = "model_config.json"
 
 
@@ -53,14 +53,14 @@ def export_adapter(  # noqa: PLR0913  # the parts of an adapter
         full_shape(tensor).numel() for tensor in {id(each): each for each in tensors.values()}.values()
     )
     # One file, because peft reads no other.
-    plan = Plan({WEIGHTS: as_written(tensors, dtype)}, index=None)
+    plan = Plan({SAFETENSORS_WEIGHTS_NAME: as_written(tensors, dtype)}, index=None)
     weights = write_tensors(tensors, plan, into=into, is_writer=is_writer)
     if not is_writer:
         return {}
-    write_json(into / CONFIG, dict(config))
+    write_json(into / CONFIG_NAME, dict(config))
     write_json(into / MODEL_CONFIG, dict(model_config))
     names = write_tokenizer(tokenizer, into)
     base = str(config["base_model_name_or_path"])
     card = adapter_card(family=family, base=base, num_parameters=num_parameters, fits_plain_peft=fits_plain_peft)
     write_text(into / "README.md", card)
-    return finish(into, weights=weights, small=[CONFIG, MODEL_CONFIG, *names, "README.md"], finished=finished)
+    return finish(into, weights=weights, small=[CONFIG_NAME, MODEL_CONFIG, *names, "README.md"], finished=finished)

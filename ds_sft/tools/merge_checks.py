@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel
 
 from ds_sft.contracts import Family
 from ds_sft.errors import MissingInputError, ModelError
 from ds_sft.model.adapter_config import AdapterConfig
-from ds_sft.model.adapter_files import WEIGHTS, refuse_other_tensors, refuse_other_tokens
+from ds_sft.model.adapter_files import refuse_other_tensors, refuse_other_tokens
 from ds_sft.model.folder import read_json
 from ds_sft.model.load import config_of, model_without_storage
 from ds_sft.model.lora import Base, attach_adapters
@@ -104,4 +105,4 @@ def refuse_other_adapter(
         reason = " ".join(str(error).split())
         raise ModelError(f"{adapter}: its settings must fit {type(model).__name__}, but: {reason}") from error
     refuse_other_tokens(expected, config, folder=adapter)
-    refuse_other_tensors(expected.tensors(), tensors, where=adapter / WEIGHTS)
+    refuse_other_tensors(expected.tensors(), tensors, where=adapter / SAFETENSORS_WEIGHTS_NAME)

@@ -78,3 +78,10 @@ def test_patterns_are_regular_expressions_for_ends_of_names(tmp_path: Path) -> N
         "decoder.block.1.layer.0.SelfAttention.mov": 8 / 4,
     }
     assert {path: config.scale_of(path) for path in scales} == scales
+
+
+@pytest.mark.parametrize("hostile", ["([a-z.]+)+!", ".*.*.*!", "a?a?a?", "[a-z]{1,9}[a-z]+.*!", "(?=q)q"])
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_could_take_for_ever_is_refused(field: str, hostile: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{field} must map regular expressions without groups and with at most 2 "):
+        read_adapter_config(_folder(tmp_path, **{field: {hostile: 2}}))
