@@ -143,6 +143,8 @@ _RULES = {
 _REMEDIES = {
     "peft_type": "train it with peft",
     "target_modules": "write the names that the expression matches",
+    "rank_pattern": "write the names that the expressions match",
+    "alpha_pattern": "write the names that the expressions match",
     "trainable_token_indices": "write the module before its ids",
     "init_lora_weights": "convert it with peft's path_initial_model_for_weight_conversion",
 }

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from ds_sft.config.arguments import LoraArguments
@@ -113,8 +114,9 @@ def _continued_faults(settings: Settings, folder: ModelFolder) -> Iterator[DsSft
         asked = getattr(lora, entry.name)
         if entry.name not in stored or _is_same(asked, stored[entry.name]):
             continue
+        told = shortened(stored[entry.name])
         if asked != entry.default:
-            yield ConfigError(f"{entry.name}: must be {stored[entry.name]} as in {path}, but is {asked}; leave it out")
+            yield ConfigError(f"{entry.name}: must be {told} as in {path}, but is {asked}; leave it out")
         elif asked is not None:
             log.warning("%s: %s -> %s, as in %s", entry.name, asked, stored[entry.name], path)
     if run is not None:
