@@ -85,17 +85,17 @@ def ours(run: Run, *, has_same_steps: bool = False) -> Trainer:
         The trainer.
     """
     family = CARDS[run.workload.family]
-    model = _our_model(_config(run.workload))
+    model = our_model(run)
     budgets: tuple[int | None, ...] = (None, None)
     if has_same_steps:
         budgets = _budgets_of_same_steps(run, is_encoder_decoder=family.is_encoder_decoder)
     args = TrainingArguments(
-        **_arguments(run),
+        **common_arguments(run),
         model_max_length=run.workload.max_length,
         tokens_per_batch=budgets[0],
         target_tokens_per_batch=budgets[-1],
     )
-    return SftTrainer(model=model, args=args, family=family, tokenizer=_tokenizer(), train_dataset=run.samples)
+    return SftTrainer(model=model, args=args, family=family, tokenizer=tokenizer(), train_dataset=run.samples)
 
 
 def fastchat_yuan2(run: Run) -> Trainer:
@@ -199,7 +199,16 @@ def padded(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> dict[str, to
     }
 
 
-def _our_model(config: Any) -> Any:
+def our_model(run: Run) -> Any:
+    """Make the model that ours trains.
+
+    Args:
+        run: What for.
+
+    Returns:
+        With the weights that all variants begin with.
+    """
+    config = _config(run.workload)
     if not isinstance(config, T5Config):
         return Yuan2ForCausalLM(config)
     model = FlanT5(config)
@@ -213,8 +222,15 @@ def _config(workload: Workload) -> Any:
     return T5Config(**workload.shape) if "d_model" in workload.shape else Yuan2Config(**workload.shape)
 
 
-def _arguments(run: Run) -> dict[str, Any]:
-    """Give what all variants have in common."""
+def common_arguments(run: Run) -> dict[str, Any]:
+    """Give what all variants have in common.
+
+    Args:
+        run: What for.
+
+    Returns:
+        Names and values of transformers' arguments.
+    """
     return {
         "output_dir": str(run.folder),
         "num_train_epochs": 1,
@@ -232,13 +248,18 @@ def _arguments(run: Run) -> dict[str, Any]:
 
 def _peer(trainer: Any, model: Any, run: Run, collate: Callable[..., Any]) -> Trainer:
     kind = Seq2SeqTrainingArguments if issubclass(trainer, Seq2SeqTrainer) else transformers.TrainingArguments
-    args = kind(**_arguments(run), remove_unused_columns=False)
+    args = kind(**common_arguments(run), remove_unused_columns=False)
     made: Trainer = trainer(model=model, args=args, train_dataset=run.samples, data_collator=collate)
     made.remove_callback(PrinterCallback)
     return made
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
+    """Make a tokenizer that is never asked for more than its special tokens.
+
+    Returns:
+        The tokenizer.
+    """
     tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     words = {word: number for number, word in enumerate(tokens.values())}
     kind: Any = PreTrainedTokenizerFast
