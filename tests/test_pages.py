@@ -1,0 +1,61 @@
+"""The pages hold together: order, links, proofs and the figures beside other trainers."""
+
+import os
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.jobs import read_json
+from tests.pages import PAGES, blocks, links, section, table_rows, text_of
+
+README = "README.md"
+BESIDE = table_rows(section(README, "Beside other trainers"))
+
+
+def test_the_two_commands_come_first() -> None:
+    before, after = text_of(README).split("\n## ", 1)
+    assert len(before.splitlines()) < 10
+    assert after.startswith("Two commands\n")
+    assert [block.strip() for block in blocks(after.split("\n## ")[0], "bash")] == [
+        "bash launchers/quickstart.sh",
+        "bash tests/run.sh",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    assert [str(target) for target in links(page) if not target.exists()] == []
+
+
+def test_the_readme_links_to_every_page() -> None:
+    linked = {os.path.relpath(target, ROOT) for target in links(README)}
+    others = {page for page in PAGES if not page.startswith("tests/")} - {README}
+    assert others - linked == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_calls_a_proof_exists(page: str) -> None:
+    named = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.(?:py|json))`", text_of(page))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_row_beside_other_trainers_names_its_proof() -> None:
+    assert len(BESIDE) > 9
+    assert [row[0] for row in BESIDE if not re.search(r"`(?:tests|benchmarks)/[\w/]+\.(?:py|json)`", row[-1])] == []
+
+
+def test_the_measured_rows_beside_other_trainers_are_those_of_the_results() -> None:
+    results = ROOT / "benchmarks" / "results"
+    workloads = read_json(results / "training_cpu.json")["workloads"]
+    for row, name in zip(BESIDE[-3:], ("yuan-vocab", "yuan-share", "t5-small"), strict=True):
+        found = {each["variant"]: each for each in workloads[name]["rows"]}
+        told = [found[variant] for variant in ("fastchat", "hf_grouped", "ours")]
+        assert row[1:4] == [f"{each['sup_tok_s']:.0f}, {each['peak_mib']}" for each in told]
+    medians = read_json(results / "export.json")["medians"]
+    assert [row[2:4] for row in BESIDE if "export.json" in row[-1]] == [
+        [
+            f"{medians['deepspeed']['rank_0_mib']:.0f} MiB (DeepSpeed's gathering)",
+            f"{medians['ours']['rank_0_mib']:.0f} MiB",
+        ]
+    ]
