@@ -137,7 +137,8 @@ def _script(arguments: list[str]) -> None:
         assert not has_family or family_named(rest[0])
         _flags_of_training(rest[has_family:])
     else:
-        code, out, err = launcher(name, "--dry-run", *rest, folder=Path.cwd())
+        given = [word for word in rest if word != "--dry-run"]
+        code, out, err = launcher(name, "--dry-run", *given, folder=Path.cwd())
         assert (code, err) == (0, "")
         words = shlex.split(out)
         _flags_of_training(words[next(place for place, word in enumerate(words) if word.endswith(TRAIN)) + 1 :])

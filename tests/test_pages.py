@@ -5,12 +5,34 @@ import re
 
 import pytest
 
+from ds_sft.tools.recipes import shipped_recipes
 from tests.conftest import ROOT
 from tests.jobs import read_json
 from tests.pages import PAGES, blocks, links, section, table_rows, text_of
 
 README = "README.md"
 BESIDE = table_rows(section(README, "Beside other trainers"))
+
+
+def first_column(text: str) -> set[str]:
+    """Give the names in the first cells of all tables."""
+    return {name for row in table_rows(text) for name in re.findall(r"`([^` ]+)", row[0])}
+
+
+def test_the_page_of_launchers_names_every_file_function_and_variable_of_theirs() -> None:
+    folder, page = ROOT / "launchers", "launchers/README.md"
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix not in {".md", ".pyc"}}
+    assert {name for name in files if (folder / name).is_file()} <= first_column(text_of(page))
+    functions = re.findall(r"^(\w+)\(\)", (folder / "env.sh").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(functions) <= first_column(section(page, "What `env.sh` gives"))
+    scripts = "".join(file.read_text(encoding="utf-8") for file in folder.iterdir() if "sh" in file.suffix)
+    variables = {name for name in re.findall(r"\$\{([A-Z_]+):-", scripts) if not name.startswith("SLURM")}
+    assert variables <= first_column(section(page, "Variables"))
+
+
+def test_the_page_of_configs_names_every_recipe() -> None:
+    told = [[row[0].strip("`"), *row[1:]] for row in table_rows(section("ds_configs/README.md", "Recipes"))]
+    assert told == [[recipe.name, recipe.place, recipe.about] for recipe in shipped_recipes()]
 
 
 def test_the_two_commands_come_first() -> None:
