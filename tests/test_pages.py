@@ -6,6 +6,7 @@ import re
 import pytest
 
 from ds_sft.tools.recipes import shipped_recipes
+from ds_sft.training import preflight
 from tests.conftest import ROOT
 from tests.jobs import read_json
 from tests.pages import PAGES, blocks, links, section, table_rows, text_of
@@ -81,3 +82,8 @@ def test_the_measured_rows_beside_other_trainers_are_those_of_the_results() -> N
             f"{medians['ours']['rank_0_mib']:.0f} MiB",
         ]
     ]
+
+
+def test_every_argument_of_transformers_that_is_refused_is_named() -> None:
+    told = section(README, "Flags").split("\n\n")[0]
+    assert set(re.findall(r"`--(\w+)`", told)) == set(preflight._REFUSED)
