@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,18 +29,19 @@ class Ended:
         return [line.removeprefix("error: ") for line in self.said.splitlines() if line.startswith("error: ")]
 
 
-def run_main(arguments: list[str], folder: Path) -> Ended:
+def run_main(arguments: list[str], folder: Path, before: Callable[[], object] | None = None) -> Ended:
     """Run `train.py ARGUMENTS` in one process.
 
     Args:
         arguments: Of the command line.
         folder: Where its stderr is kept.
+        before: What happens in that process first; a function of a module.
 
     Returns:
         How it ended.
     """
     file = folder / "stderr.txt"
-    process = CONTEXT.Process(target=_main, args=(arguments, file))
+    process = CONTEXT.Process(target=_main, args=(arguments, file, before))
     process.start()
     process.join(_TIMEOUT_SECONDS)
     if process.is_alive():
@@ -48,9 +50,11 @@ def run_main(arguments: list[str], folder: Path) -> Ended:
     return Ended(process.exitcode, file.read_text(encoding="utf-8", errors="replace"))
 
 
-def _main(arguments: list[str], file: Path) -> None:
+def _main(arguments: list[str], file: Path, before: Callable[[], object] | None) -> None:
     from ds_sft.train import main
 
+    if before is not None:
+        before()
     with file.open("wb") as stderr:
         os.dup2(stderr.fileno(), sys.stderr.fileno())
     sys.argv = ["train.py", *arguments]

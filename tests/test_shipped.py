@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from inspect import get_annotations
 from pathlib import Path
@@ -17,27 +16,15 @@ from ds_sft.config.arguments import DataArguments, LoraArguments, ModelArguments
 from ds_sft.config.parse import parse
 from ds_sft.errors import UsageError
 from tests.conftest import ROOT
+from tests.pages import TRAIN, blocks, page_commands
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "launchers/README.md", "ds_sft/families/README.md"]
 SCRIPTS = sorted(
     str(file.relative_to(ROOT)) for ending in ("*.sh", "*.sbatch") for file in (ROOT / "launchers").rglob(ending)
 )
-TRAIN = "ds_sft/train.py"
 REQUIRED = ["model_name_or_path", "data_path", "output_dir"]
 # Built from parts, because this file is searched too.
 FOREIGN = ["/" + "work/", "." + "library", "farm" + "-"]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """Give the fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands(text: str) -> list[list[str]]:
-    """Give the words of every command line of a shell text, continued lines joined."""
-    lines = re.sub(r"\\+\n", " ", text).splitlines()
-    return [shlex.split(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def train_commands(text: str) -> list[list[str]]:
@@ -55,19 +42,11 @@ def _passes_on(line: str) -> bool:
     return line.lstrip().startswith("#") or re.search(rf'{TRAIN}"\s+"\$@"', line) is not None
 
 
-def page_commands() -> Iterator[tuple[str, list[str]]]:
-    for page in PAGES:
-        for block in blocks((ROOT / page).read_text(encoding="utf-8"), "bash"):
-            for words in commands(block):
-                yield page, words
-
-
 def shipped_jobs() -> list[tuple[str, list[str]]]:
-    """Give every command of pages and scripts that runs the main job, with the file it stands in."""
-    found = [(page, words) for page, words in page_commands() if any(word.endswith(TRAIN) for word in words)]
-    for script in SCRIPTS:
-        found += [(script, words) for words in train_commands((ROOT / script).read_text(encoding="utf-8"))]
-    return found
+    """Give every command of a script that runs the main job with flags of its own, and that script."""
+    return [
+        (script, words) for script in SCRIPTS for words in train_commands((ROOT / script).read_text(encoding="utf-8"))
+    ]
 
 
 def as_started(words: list[str], recipe: Path) -> list[str]:
@@ -81,15 +60,6 @@ def as_started(words: list[str], recipe: Path) -> list[str]:
         is_recipe = position == 0 and not word.startswith("-")
         given.append(str(recipe) if is_recipe else "1" if "$((" in word else word.replace("$", ""))
     return given
-
-
-def files_named(words: list[str]) -> Iterator[str]:
-    """Give the words of a command that must be files or folders of the repository."""
-    ours = {file.name for file in ROOT.iterdir() if file.is_dir() and not file.name.startswith(".")}
-    for before, word in zip(["", *words], words, strict=False):
-        is_ours = "/" in word and word.split("/")[0] in ours - {"runs"}
-        if is_ours or word.endswith((".sh", ".py")) or before == "--deepspeed":
-            yield word
 
 
 def tree() -> list[str]:
@@ -140,17 +110,10 @@ def test_every_launcher_is_a_script_that_bash_can_read(script: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_file_in_a_command_of_a_page_exists(page: str) -> None:
-    named = [name for where, words in page_commands() if where == page for name in files_named(words)]
-    assert named
-    assert [name for name in named if not (ROOT / name).exists()] == []
-
-
 @pytest.mark.parametrize(
     "words", [pytest.param(words, id=f"{where}-{number}") for number, (where, words) in enumerate(shipped_jobs())]
 )
-def test_every_main_job_of_a_page_or_script_is_accepted(words: list[str], tmp_path: Path) -> None:
+def test_every_main_job_of_a_script_is_accepted(words: list[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(dict.fromkeys(REQUIRED, "unset")), encoding="utf-8")
     arguments = as_started(words, recipe)
@@ -159,27 +122,20 @@ def test_every_main_job_of_a_page_or_script_is_accepted(words: list[str], tmp_pa
             parse(arguments)
         assert left.value.code == 0
     else:
-        assert parse(arguments).notes == (), "a page must not teach flags that need a translation"
+        assert parse(arguments).notes == (), "a script must not use flags that need a translation"
 
 
 def test_pages_and_scripts_show_the_main_job_under_every_launcher() -> None:
-    launchers = {Path(word).name for _, words in shipped_jobs() for word in words}
-    assert {"deepspeed", "torchrun", "accelerate", "python"} <= launchers
-    assert {where for where, _ in shipped_jobs()} >= {"README.md", "launchers/README.md", "launchers/quickstart.sh"}
+    jobs = [(page, words) for page, words in page_commands() if any(word.endswith(TRAIN) for word in words)]
+    assert {"deepspeed", "torchrun", "accelerate", "python"} <= {words[0] for _, words in jobs}
+    assert {page for page, _ in jobs} >= {"README.md", "launchers/README.md"}
+    assert {script for script, _ in shipped_jobs()} >= {"launchers/quickstart.sh"}
 
 
 def test_a_wrong_flag_of_a_page_would_be_found(tmp_path: Path) -> None:
     (words,) = train_commands(f"deepspeed {TRAIN} \\\n  --data_pat x\n")
     with pytest.raises(UsageError, match="--data_pat"):
         parse([*(word for name in REQUIRED for word in (f"--{name}", "x")), *as_started(words, tmp_path)])
-
-
-def test_the_recipe_of_the_readme_is_accepted(tmp_path: Path) -> None:
-    (text,) = blocks(README, "yaml")
-    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    settings = parse([str(tmp_path / "recipe.yaml")])
-    assert settings.training["learning_rate"] == 2e-5
-    assert (ROOT / settings.training["deepspeed"]).is_file()
 
 
 @pytest.mark.parametrize(("name", "default"), own_flags())
@@ -198,12 +154,6 @@ def test_every_old_flag_and_every_flag_for_later_is_named_in_the_readme(name: st
 def test_every_exit_code_stands_in_the_readme(code: int) -> None:
     table = README.split("\n## Exit codes\n")[1].split("\n## ")[0]
     assert f"\n| {code} | " in table
-
-
-def test_every_test_file_that_the_readme_calls_a_proof_exists() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)`", README)
-    assert len(named) > 4
-    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_every_path_of_the_tree_exists() -> None:

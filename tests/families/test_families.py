@@ -1,5 +1,6 @@
 """Families are found by their folders and by what a checkpoint says of itself."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from ds_sft import families
 from ds_sft.contracts import Family
 from ds_sft.errors import ConfigError
 from ds_sft.families import all_families, family_named, family_of
+from tests.pages import section, table_rows, text_of
 
+PAGE = "ds_sft/families/README.md"
 FOLDERS = sorted(file.parent.name for file in Path(families.__file__).parent.glob("*/family.py"))
 
 
@@ -51,3 +54,15 @@ def test_an_unknown_model_type_is_told_with_those_that_exist(found: object) -> N
         for kind in family.model_types:
             assert f"{kind} ({family.name})" in told
     assert told.endswith(f", but is {found!r}; choose a checkpoint of one of these families")
+
+
+def test_the_page_on_families_names_every_field_of_the_card_and_no_other() -> None:
+    named = [row[0].strip("`") for row in table_rows(section(PAGE, "The card"))]
+    assert named == [field.name for field in fields(Family)]
+
+
+def test_the_page_on_families_names_the_files_that_all_of_them_have() -> None:
+    named = {row[0].strip("`") for row in table_rows(text_of(PAGE).split("\n## ")[0])}
+    folders = [Path(families.__file__).parent / name for name in FOLDERS]
+    common = set.intersection(*({file.name for file in folder.glob("*.py")} for folder in folders))
+    assert named == common - {"seeds.py"}
