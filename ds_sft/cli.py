@@ -29,6 +29,31 @@ app = typer.Typer(
 MasterPort = Annotated[
     int, typer.Option("--master_port", "--master-port", min=1, max=65535, help="Port of the first host.")
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--model_name_or_path", "--model-name-or-path", help="The adapter's model, where it has moved."),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max_new_tokens", "--max-new-tokens", min=1, help="Most tokens of an answer.")
+]
+Temperature = Annotated[
+    float, typer.Option(help="0: the likeliest token each time; above it tokens are drawn, less surely the higher.")
+]
+TopP = Annotated[
+    float, typer.Option("--top_p", "--top-p", help="Draw from the likeliest tokens of together this probability.")
+]
+Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--model_max_length", "--model-max-length", min=2, help="Most tokens of a sequence; as trained by default."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one by default.")]
+Dtype = Annotated[
+    Literal["bf16", "fp16", "fp32"] | None,
+    typer.Option(help="Number format; by default bf16 on a GPU and fp32 on a CPU."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
 
@@ -164,6 +189,38 @@ def merge(  # its flags
 
     set_up_logging()
     _show(lines(Request(adapter, output_dir, model, save_dtype, max_shard_size, is_json=json)))
+
+
+@app.command()
+def generate(  # noqa: PLR0913, PLR0917  # its flags
+    model: Annotated[
+        str, typer.Argument(help="A model, or an adapter: a folder or a name on the hub.", show_default=False)
+    ],
+    data_path: Annotated[Path, typer.Option("--data_path", "--data-path", help="Conversations; their last questions.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the answers: one JSON object a line.")],
+    base: BaseModel = None,
+    num_data: Annotated[
+        int, typer.Option("--num_data", "--num-data", help="The first so many conversations only; -1 for all.")
+    ] = -1,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch_size", "--batch-size", min=1, help="Questions side by side; changes no answer.")
+    ] = 8,
+    model_max_length: MaxTokens = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Answer the last question of every conversation of a file; the same command goes on after an interruption."""
+    from ds_sft.tools.asking import Asking
+    from ds_sft.tools.generate import Request
+    from ds_sft.tools.generate import generate as lines
+
+    set_up_logging()
+    asking = Asking(max_new_tokens, temperature, top_p, seed, model_max_length, device, dtype, base)
+    _show(lines(Request(model, data_path, output, asking, batch_size, num_data)))
 
 
 @app.command()
