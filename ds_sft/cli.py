@@ -1,7 +1,7 @@
 """`ds-sft`: the verbs; each loads what it needs when it runs, so that help comes at once and loads no torch."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
@@ -224,6 +224,31 @@ def generate(  # noqa: PLR0913, PLR0917  # its flags
 
 
 @app.command()
+def chat(  # noqa: PLR0913, PLR0917  # its flags
+    model: Annotated[
+        str, typer.Argument(help="A model, or an adapter: a folder or a name on the hub.", show_default=False)
+    ],
+    base: BaseModel = None,
+    system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    model_max_length: MaxTokens = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Talk with a model; without a terminal every line of stdin is a question."""
+    from ds_sft.tools.asking import Asking
+    from ds_sft.tools.chat import Request
+    from ds_sft.tools.chat import chat as talk
+
+    set_up_logging()
+    asking = Asking(max_new_tokens, temperature, top_p, seed, model_max_length, device, dtype, base)
+    talk(Request(model, asking, system), _typed(), _show_at_once)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="output_dir of a run, also of one that crashed.", show_default=False)],
     output_dir: Annotated[
@@ -279,6 +304,31 @@ def main() -> None:
 
 def _is_coloured(console: Console) -> bool:
     return console.color_system is not None and not console.no_color
+
+
+def _typed() -> Iterator[str]:
+    """Give the lines of stdin, with a prompt and a line editor on a terminal."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        # What is no UTF-8 is told with the line that it stands in.
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if not is_terminal:
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    import readline  # noqa: F401  # input() edits lines with it
+
+    try:
+        while True:
+            yield input("> ")
+    except EOFError:
+        _show_at_once("\n")
+
+
+def _show_at_once(text: str) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _show(lines: Iterable[str | Text]) -> None:
