@@ -125,6 +125,8 @@ class Talk:
             for piece in _pieces(self._ids_of(prompt), ids, self._encoder):
                 self._show(visible(piece))
             is_whole = len(ids) < self._asking.max_new_tokens
+            if not is_whole:
+                log.info("the answer is not whole (most tokens: --max_new_tokens %d)", len(ids))
         except KeyboardInterrupt:
             log.info("stopped")
         self._show("\n")
@@ -133,8 +135,6 @@ class Talk:
         if not answer.strip():
             log.warning("the answer is blank, so question and answer are no part of the conversation")
             return
-        if not is_whole:
-            log.info("the answer is not whole (most tokens: --max_new_tokens %d)", self._asking.max_new_tokens)
         self._num_cut += not is_whole
         self._history.append(Exchange(question, answer))
 
