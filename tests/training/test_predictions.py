@@ -1,11 +1,13 @@
 """Answers in the middle of training are the same on any number of ranks and stage, and those of the exported model."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ds_sft.config.parse import parse
 from ds_sft.data.questions import Asked
@@ -18,18 +20,28 @@ from tests.jobs import evaluate, main_flags
 from tests.ranks import run_ranks
 
 FLAGS: dict[str, Any] = {
-    "max_steps": 6,
-    "learning_rate": 1e-2,
+    "max_steps": 2,
+    "learning_rate": 1e-5,
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 3,
     "eval_strategy": "steps",
-    "eval_steps": 3,
+    "eval_steps": 1,
     "predict_with_generate": True,
     "num_predict": 7,
     "predict_max_new_tokens": 8,
 }
 FAMILIES = ["tiny_checkpoint", "tiny_yuan2"]
 SCORES = ["eval_bleu", "eval_chrf", "eval_rouge1", "eval_rouge2", "eval_rougeL"]
+
+
+def talkative(checkpoint: Path, into: Path) -> Path:
+    """Make a model that answers each question in its own way: with small weights it repeats one token."""
+    shutil.copytree(checkpoint, into)
+    weights = load_file(into / "model.safetensors")
+    for name in weights:
+        weights[name] *= 4 if any(part in name for part in ("proj", "conv", "block")) else 1
+    save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
+    return into
 
 
 def predicted(model: Path, data: Path, output: Path, world_size: int, **more: Any) -> tuple[dict[str, float], str]:
@@ -42,17 +54,18 @@ def predicted(model: Path, data: Path, output: Path, world_size: int, **more: An
 def test_answers_and_scores_are_the_same_in_one_process_and_on_ranks_and_after_the_export(
     fixture: str, request: pytest.FixtureRequest, conversations_file: Path, tmp_path: Path
 ) -> None:
-    model = request.getfixturevalue(fixture)
+    model = talkative(request.getfixturevalue(fixture), tmp_path / "model")
     alone = predicted(model, conversations_file, tmp_path / "alone", 1)
     two = {"per_device_train_batch_size": 2}
     assert predicted(model, conversations_file, tmp_path / "3", 2, deepspeed=CONFIGS / "zero3.json", **two) == alone
     if fixture == FAMILIES[1]:
         assert predicted(model, conversations_file, tmp_path / "2", 2, deepspeed=CONFIGS / "zero2.json", **two) == alone
     rows = [json.loads(line) for line in alone[1].splitlines()]
-    assert [row["step"] for row in rows] == [3] * 7 + [6] * 7
+    assert [row["step"] for row in rows] == [1] * 7 + [2] * 7
     assert list(rows[0]) == ["step", "place", "question", "expected", "prediction"]
     last = {row["place"]: row for row in rows[7:]}
     assert len(last) == 7
+    assert len({row["prediction"] for row in rows[7:]}) > 4
     found = text_scores(*([row[name] for row in rows[7:]] for name in ("prediction", "expected")))
     assert alone[0] == pytest.approx({f"eval_{name}": score for name, score in found.items()})
     output = tmp_path / "answers.jsonl"
