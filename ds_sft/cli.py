@@ -1,7 +1,7 @@
 """`ds-sft`: the verbs; each loads what it needs when it runs, so that help comes at once and loads no torch."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +28,31 @@ app = typer.Typer(
 
 MasterPort = Annotated[
     int, typer.Option("--master_port", "--master-port", min=1, max=65535, help="Port of the first host.")
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--model_name_or_path", "--model-name-or-path", help="The adapter's model, where it has moved."),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max_new_tokens", "--max-new-tokens", min=1, help="Most tokens of an answer.")
+]
+Temperature = Annotated[
+    float, typer.Option(help="0: the likeliest token each time; above it tokens are drawn, less surely the higher.")
+]
+TopP = Annotated[
+    float, typer.Option("--top_p", "--top-p", help="Draw from the likeliest tokens of together this probability.")
+]
+Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--model_max_length", "--model-max-length", min=2, help="Most tokens of a sequence; as trained by default."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one by default.")]
+Dtype = Annotated[
+    Literal["bf16", "fp16", "fp32"] | None,
+    typer.Option(help="Number format; by default bf16 on a GPU and fp32 on a CPU."),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
@@ -167,6 +192,63 @@ def merge(  # its flags
 
 
 @app.command()
+def generate(  # noqa: PLR0913, PLR0917  # its flags
+    model: Annotated[
+        str, typer.Argument(help="A model, or an adapter: a folder or a name on the hub.", show_default=False)
+    ],
+    data_path: Annotated[Path, typer.Option("--data_path", "--data-path", help="Conversations; their last questions.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the answers: one JSON object a line.")],
+    base: BaseModel = None,
+    num_data: Annotated[
+        int, typer.Option("--num_data", "--num-data", help="The first so many conversations only; -1 for all.")
+    ] = -1,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch_size", "--batch-size", min=1, help="Questions side by side; changes no answer.")
+    ] = 8,
+    model_max_length: MaxTokens = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Answer the last question of every conversation of a file; the same command goes on after an interruption."""
+    from ds_sft.tools.asking import Asking
+    from ds_sft.tools.generate import Request
+    from ds_sft.tools.generate import generate as lines
+
+    set_up_logging()
+    asking = Asking(max_new_tokens, temperature, top_p, seed, model_max_length, device, dtype, base)
+    _show(lines(Request(model, data_path, output, asking, batch_size, num_data)))
+
+
+@app.command()
+def chat(  # noqa: PLR0913, PLR0917  # its flags
+    model: Annotated[
+        str, typer.Argument(help="A model, or an adapter: a folder or a name on the hub.", show_default=False)
+    ],
+    base: BaseModel = None,
+    system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    model_max_length: MaxTokens = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Talk with a model; without a terminal every line of stdin is a question."""
+    from ds_sft.tools.asking import Asking
+    from ds_sft.tools.chat import Request
+    from ds_sft.tools.chat import chat as talk
+
+    set_up_logging()
+    asking = Asking(max_new_tokens, temperature, top_p, seed, model_max_length, device, dtype, base)
+    talk(Request(model, asking, system), _typed(), _show_at_once)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="output_dir of a run, also of one that crashed.", show_default=False)],
     output_dir: Annotated[
@@ -222,6 +304,31 @@ def main() -> None:
 
 def _is_coloured(console: Console) -> bool:
     return console.color_system is not None and not console.no_color
+
+
+def _typed() -> Iterator[str]:
+    """Give the lines of stdin, with a prompt and a line editor on a terminal."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        # What is no UTF-8 is told with the line that it stands in.
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if not is_terminal:
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    import readline  # noqa: F401  # input() edits lines with it
+
+    try:
+        while True:
+            yield input("> ")
+    except EOFError:
+        _show_at_once("\n")
+
+
+def _show_at_once(text: str) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _show(lines: Iterable[str | Text]) -> None:

@@ -59,6 +59,21 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a model is asked: the question, and all that was said before it.
+
+    Args:
+        system: The system text, if there is one.
+        history: Earlier exchanges.
+        text: The question, byte for byte.
+    """
+
+    system: str | None
+    history: tuple[Exchange, ...]
+    text: str
+
+
+@dataclass(frozen=True)
 class Rejection:
     """Why a whole conversation gives nothing.
 
@@ -123,6 +138,19 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a model reads before it answers: the tokens that stand before the answer in a training sample.
+
+    Args:
+        segments: In order; empty for a question that does not fit even alone.
+        num_dropped: Oldest exchanges that were left out to make it fit.
+    """
+
+    segments: tuple[Segment, ...]
+    num_dropped: int
+
+
+@dataclass(frozen=True)
 class Example:
     """One tokenised sample.
 
@@ -171,6 +199,8 @@ class Family:
         special_tokens: Role -> token, as `add_special_tokens` takes them.
         other_tokens: Ordinary tokens to add, in their fixed order.
         lay_out: Turns a dialogue into samples of at most so many tokens.
+        lay_out_prompt: Turns a question into what stands before its answer in a sample, of at most so many tokens.
+        answer_end: What training puts behind every answer's text; an answer is read without it.
         config_faults: Tells what in config.json this family cannot be, one line each; looks at the content only.
         fit_context: Rewrites config.json for sequences of at most so many tokens, where the positions must be scaled.
         auto_modules: Name of a module below transformers' `models.auto` -> full name of our module whose `register`
@@ -193,6 +223,8 @@ class Family:
     special_tokens: Mapping[str, str]
     other_tokens: tuple[str, ...]
     lay_out: Callable[[Dialogue, LayoutOptions, Measure], Layout]
+    lay_out_prompt: Callable[[Question, LayoutOptions, Measure], Prompt]
+    answer_end: str
     config_faults: Callable[[Mapping[str, Any]], Sequence[str]]
     fit_context: Callable[[Mapping[str, Any], int], dict[str, Any]]
     auto_modules: Mapping[str, str]

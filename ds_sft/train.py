@@ -27,6 +27,7 @@ from ds_sft.training.device import on_this_device
 from ds_sft.training.elastic import fitted_to_checkpoint
 from ds_sft.training.events import EventsCallback, recorded
 from ds_sft.training.header import Given, run_figures
+from ds_sft.training.predictions import questions_to_predict
 from ds_sft.training.preflight import check
 from ds_sft.training.resume import where_to_begin
 from ds_sft.training.space import refuse_small_disk
@@ -66,6 +67,7 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
         # Data before the model: a file that teaches nothing must not cost a model load.
         tokenizer = family.load_tokenizer(folder.path)
         train_dataset, eval_dataset = samples_of(settings, family=family, tokenizer=tokenizer)
+        predicting = questions_to_predict(settings, family=family, tokenizer=tokenizer)
 
         if settings.training["deepspeed"]:
             distributed.start(on_cpu=settings.training["use_cpu"])
@@ -87,6 +89,7 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
             tokenizer=tokenizer,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            predicting=predicting,
             padding_side=settings.model.padding_side,
             checkpoints=Checkpoints(
                 begin.disk, begin.facts, keep=args.save_total_limit, stops_at_once=args.on_save_error == "stop"

@@ -87,6 +87,7 @@ say "5/5 eight new answers by adapters on the frozen model, merged and asked"
 say "done in $((SECONDS - started)) s without installation; what to try next:"
 cat << NEXT
   the model            $tuned
+  talk with it         $venv/bin/ds-sft chat $tuned
   its loss curve       $tuned/loss.png
   in TensorBoard       $venv/bin/tensorboard --logdir $tuned/runs
   your own data        $venv/bin/deepspeed $ds_sft_root/ds_sft/train.py --deepspeed $ds_sft_root/ds_configs/zero3.json \\

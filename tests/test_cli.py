@@ -34,15 +34,15 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in dropped} | PLAIN | more
 
 
-def ds_sft_verb(*words: str | Path, **more: str) -> Ended:
-    """Run `ds-sft WORDS`; the last line on stderr names the heavy packages that it loaded."""
+def ds_sft_verb(*words: str | Path, stdin: str | None = None, **more: str) -> Ended:
+    """Run `ds-sft WORDS` on some lines; the last one on stderr names the heavy packages that it loaded."""
     program = (
         "import sys; from ds_sft.cli import main\n"
         f"try: main()\nfinally: print('loaded', *sorted({HEAVY} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, words)],
-        cwd=ROOT, env=environment(**more), capture_output=True, encoding="utf-8", timeout=60, check=False,
+        cwd=ROOT, env=environment(**more), capture_output=True, encoding="utf-8", timeout=60, check=False, input=stdin,
     )  # fmt: skip
     return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -78,7 +78,7 @@ def test_the_verbs_are_those_of_the_help() -> None:
         verb
         for verb in (
             *("train", "launch", "doctor", "validate", "preview"),
-            *("merge", "recipes", "init", "report"),
+            *("merge", "generate", "chat", "recipes", "init", "report"),
         )
         if f" {verb} " not in told
     ] == []
@@ -125,6 +125,28 @@ def test_an_unknown_recipe_is_a_usage_fault_of_one_line(tmp_path: Path) -> None:
     assert ended.err.splitlines() == [
         "error: recipe: must be one that `ds-sft recipes` lists, but is 'yuan2-2b-lorra'; did you mean yuan2-2b-lora?"
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["generate", "MODEL", "--data_path", "none.json", "-o", "o.jsonl", "--top_p", "2"], 64),
+        (["generate", "MODEL", "--data_path", "none.json", "-o", "o.jsonl"], 66),
+        (["chat", "MODEL", "--temperature", "nan"], 64),
+        (["chat", "./MODEL"], 66),
+    ],
+)
+def test_a_wrong_flag_of_a_verb_that_asks_a_model_is_told_before_torch_is_loaded(words: list[str], code: int) -> None:
+    # A fault leaves by os._exit, so what was loaded is told there.
+    program = (
+        "import os, sys; from ds_sft.cli import main\nleave = os._exit\n"
+        "os._exit = lambda code: (print('loaded', 'torch' in sys.modules, flush=True), leave(code))\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "loaded False\n")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_report_of_an_empty_folder_is_one_line_and_66(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ class TrainingArguments(transformers.TrainingArguments):
             "per_device_train_batch_size x model_max_length."
         },
     )
+    predict_with_generate: bool = field(
+        default=False, metadata={"help": "Let evaluations answer questions of eval_data_path, and score the answers."}
+    )
+    num_predict: int = field(
+        default=64, metadata={"help": "Most questions that an evaluation answers, taken evenly from the whole file."}
+    )
+    predict_max_new_tokens: int = field(default=128, metadata={"help": "Most tokens of such an answer."})
     save_dtype: Literal["bf16", "fp16", "fp32"] | None = field(
         default=None,
         metadata={"help": "Number format of the exported weights; if not set bf16, and fp32 for adapters."},

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import groupby
 
-from ds_sft.contracts import Conversation, Dialogue, Exchange, Rejection, Turn
+from ds_sft.contracts import Conversation, Dialogue, Exchange, Question, Rejection, Turn
 
 _ROLES = {
     "human": "human",
@@ -23,6 +23,8 @@ _ROLES = {
 
 _JSON_KINDS = {type(None): "no", bool: "a true or false as", list: "an array as", dict: "an object as"}
 _LENGTH_SHOWN = 40
+_UNANSWERED = "\0"
+"""Stands for the answer that an open question has not got yet."""
 
 
 def normalise(conversation: Conversation) -> tuple[Dialogue | Rejection, Counter[str]]:
@@ -49,6 +51,29 @@ def normalise(conversation: Conversation) -> tuple[Dialogue | Rejection, Counter
     if not exchanges:
         return Rejection("no_exchange", _told_turns([role for role, _ in named], +counters)), counters
     return Dialogue(system if system and system.strip() else None, exchanges), counters
+
+
+def last_question(conversation: Conversation) -> tuple[tuple[Question, str | None] | Rejection, Counter[str]]:
+    """Give the last question of a conversation by the rules of training; it needs no answer.
+
+    Args:
+        conversation: The record as read.
+
+    Returns:
+        The question and its answer (None where it has none, or a blank one), or why the conversation is rejected; and
+        what was merged or dropped on the way.
+    """
+    turns = list(conversation.turns)
+    while turns and _role(turns[-1].role) == "gpt" and isinstance(turns[-1].text, str) and not turns[-1].text.strip():
+        turns.pop()
+    if turns and _role(turns[-1].role) == "human":
+        turns.append(Turn("gpt", _UNANSWERED))
+    dialogue, counters = normalise(Conversation(tuple(turns), conversation.place, conversation.identity))
+    if isinstance(dialogue, Rejection):
+        return dialogue, counters
+    *history, last = dialogue.exchanges
+    expected = None if last.answer == _UNANSWERED else last.answer
+    return (Question(dialogue.system, tuple(history), last.question), expected), counters
 
 
 def _role(name: object) -> str | None:

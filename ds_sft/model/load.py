@@ -42,6 +42,21 @@ class Frozen:
     is_quantised: bool
 
 
+@dataclass(frozen=True)
+class Held:
+    """How the weights of a model are held and used.
+
+    Args:
+        dtype: Their number format; in 4 bits that of the products.
+        attention: For example `sdpa`.
+        is_quantised: Whether linear layers are held in 4 bits.
+    """
+
+    dtype: torch.dtype
+    attention: str
+    is_quantised: bool = False
+
+
 def load_model(
     folder: ModelFolder,
     *,
@@ -75,24 +90,45 @@ def load_model(
         adds_tokens = bool(family.special_tokens or family.other_tokens)
         faults = target_faults(*(empty, frozen.targets), rank=frozen.rank, init=frozen.init, adds_tokens=adds_tokens)
         raise_together(list(faults))
+    dtype = torch.bfloat16 if args.bf16 and (args.deepspeed or frozen) else torch.float32
+    is_quantised = frozen is not None and frozen.is_quantised
+    how = Held(dtype, attn_implementation, is_quantised=is_quantised)
+    model = read_weights(empty, folder, family=family, how=how)
+    model.train()
+    return model
+
+
+def read_weights(empty: PreTrainedModel, folder: ModelFolder, *, family: Family, how: Held) -> PreTrainedModel:
+    """Read the weights of a model.
+
+    Args:
+        empty: From `empty_model`.
+        folder: The checkpoint.
+        family: Its card.
+        how: Number format and attention.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: When weights are missing, left over or of another shape, each by name.
+    """
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    dtype = torch.bfloat16 if args.bf16 and (args.deepspeed or frozen) else torch.float32
     try:
         loaded: Any = type(empty).from_pretrained(
             folder.path,
             config=empty.config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
+            dtype=how.dtype,
+            attn_implementation=how.attention,
             output_loading_info=True,
-            **(in_4_bits(family, computes_in=dtype) if frozen and frozen.is_quantised else {}),
+            **(in_4_bits(family, computes_in=how.dtype) if how.is_quantised else {}),
         )
     except (OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder.path}: weights must be loadable, but: {reason}; restore the files") from error
     model: PreTrainedModel = loaded[0]
     refuse_loading_faults(loaded[1], where=str(folder.path))
-    model.train()
     return model
 
 

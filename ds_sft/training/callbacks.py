@@ -159,6 +159,9 @@ class ProgressCallback(TrainerCallback):
                 logs["eval_perplexity"],
                 logs["eval_num_tokens"],
             )
+            if "eval_rougeL" in logs:
+                scores = {name: logs[f"eval_{name}"] for name in ("rouge1", "rouge2", "rougeL", "bleu", "chrf")}
+                log.info("answers: %s (percent)", "  ".join(f"{name} {score:.1f}" for name, score in scores.items()))
 
     def _seconds_left(self, state: TrainerState) -> float:
         done = state.global_step - self._first_step

@@ -1,4 +1,4 @@
-"""The loss over held-out samples, summed over all ranks."""
+"""The loss over held-out samples, summed over all ranks, and what the model answers."""
 
 import math
 from collections.abc import Callable
@@ -9,13 +9,20 @@ from torch import nn
 from transformers import Trainer
 
 from ds_sft.training.inputs import inputs_of
+from ds_sft.training.predictions import Predicting, prediction_metrics
 
 _LARGEST_EXPONENT = 700.0
 """exp of more is no float."""
 
 
 def evaluation_metrics(
-    trainer: Trainer, model: nn.Module, loader: Any, *, prefix: str, is_stop_asked: Callable[[], bool]
+    trainer: Trainer,
+    model: nn.Module,
+    loader: Any,
+    *,
+    prefix: str,
+    is_stop_asked: Callable[[], bool],
+    predicting: Predicting | None = None,
 ) -> dict[str, float] | None:
     """Give the mean loss over all supervised tokens; every rank must call this.
 
@@ -25,9 +32,11 @@ def evaluation_metrics(
         loader: Of batches.
         prefix: Begins the names of the metrics.
         is_stop_asked: Whether this rank has been asked to stop; all ranks then stop after the same batch.
+        predicting: Questions that are answered too; None for none.
 
     Returns:
-        `loss` in nats, `perplexity` and `num_tokens`, each with the prefix; None when it was stopped.
+        `loss` in nats, `perplexity`, `num_tokens` and, with questions, the scores of the answers, each with the
+        prefix; None when it was stopped.
     """
     was_training = model.training
     model.eval()
@@ -42,13 +51,17 @@ def evaluation_metrics(
         sums += trainer.accelerator.reduce(found, reduction="sum")
         if sums[2]:
             break
-    model.train(was_training)
     total_loss, total_tokens, is_stopped = sums.tolist()
-    if is_stopped:
+    more: dict[str, float] | None = {}
+    if predicting is not None and not is_stopped:
+        more = prediction_metrics(predicting, trainer, model, prefix=prefix, is_stop_asked=is_stop_asked)
+    model.train(was_training)
+    if is_stopped or more is None:
         return None
     loss = total_loss / max(total_tokens, 1.0)
     return {
         f"{prefix}_loss": loss,
         f"{prefix}_perplexity": math.exp(min(loss, _LARGEST_EXPONENT)),
         f"{prefix}_num_tokens": total_tokens,
+        **more,
     }

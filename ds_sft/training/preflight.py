@@ -25,6 +25,7 @@ from ds_sft.errors import (
 from ds_sft.model.folder import ModelFolder
 from ds_sft.save.shards import shard_size_faults
 from ds_sft.training.lora_rules import lora_faults
+from ds_sft.training.predictions import predicting_faults
 from ds_sft.training.resume import resume_faults
 from ds_sft.training.step import packing_faults, say_what_packing_changes
 from ds_sft.zero.settings import deepspeed_faults, read_deepspeed_config
@@ -89,6 +90,7 @@ def check(settings: Settings, *, family: Family, folder: ModelFolder, world_size
         *_trainer_faults(settings),
         *_order_faults(settings),
         *packing_faults(settings),
+        *predicting_faults(settings),
         *_output_faults(settings),
     ]
     config = None

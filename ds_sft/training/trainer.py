@@ -28,6 +28,7 @@ from ds_sft.training.evaluation import evaluation_metrics
 from ds_sft.training.inputs import inputs_of
 from ds_sft.training.loaders import evaluation_batches, loader_of, training_batches
 from ds_sft.training.numerics import on_any_rank
+from ds_sft.training.predictions import Predicting
 from ds_sft.training.resuming import ResumingTrainer
 from ds_sft.training.throughput import Throughput
 from ds_sft.zero.ranks import together
@@ -44,6 +45,7 @@ class SftTrainer(ResumingTrainer):
         tokenizer: Saved beside the model.
         train_dataset: Samples with `input_ids` and `labels`.
         eval_dataset: The same, or None.
+        predicting: Questions that evaluations answer; None for none.
         padding_side: Side on which inputs are padded.
         checkpoints: Where and how checkpoints are saved; None for a trainer that saves none.
         is_stop_asked: Tells whether this rank has been asked to stop; all ranks then stop after the same step.
@@ -59,11 +61,12 @@ class SftTrainer(ResumingTrainer):
         tokenizer: PreTrainedTokenizerBase,
         train_dataset: Dataset[Any],
         eval_dataset: Dataset[Any] | None = None,
+        predicting: Predicting | None = None,
         padding_side: Any = "right",
         checkpoints: Checkpoints | None = None,
         is_stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._is_stop_asked = is_stop_asked
+        self._is_stop_asked, self._predicting = is_stop_asked, predicting
         self._family = family
         self._tokenizer = tokenizer
         self._adapters = adapters
@@ -194,7 +197,7 @@ class SftTrainer(ResumingTrainer):
             metric_key_prefix: Begins the names of the metrics.
 
         Returns:
-            `loss`, `perplexity` and `num_tokens`, each with the prefix.
+            `loss`, `perplexity`, `num_tokens` and the scores of answers, each with the prefix.
         """
         # Neither the time of an evaluation counts, nor does it draw from the random numbers of training.
         random = torch.get_rng_state()
@@ -206,6 +209,7 @@ class SftTrainer(ResumingTrainer):
                 loader,
                 prefix=metric_key_prefix,
                 is_stop_asked=self._is_stop_asked,
+                predicting=self._predicting,
             )
         torch.set_rng_state(random)
         if metrics is None:

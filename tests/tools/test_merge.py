@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from ds_sft.errors import ConfigError, DsSftError, MissingInputError, ModelError, SaveError
 from ds_sft.save.files import fact_of
 from ds_sft.save.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from ds_sft.tools.asking import Asking
+from ds_sft.tools.generate import Request as Asked
+from ds_sft.tools.generate import generate
 from ds_sft.tools.merge import Request, Rounding, merge
 from tests.jobs import main_flags, read_json
 from tests.lora_jobs import plain_scores, train_adapters, with_tied_head
@@ -72,6 +75,24 @@ def run(tiny_checkpoint: Path, conversations_file: Path, tmp_path_factory: pytes
     output = tmp_path_factory.mktemp("run") / "out"
     _adapted(tiny_checkpoint, conversations_file, output, NEW_OF_T5)
     return output
+
+
+def test_an_adapter_answers_like_the_merged_model(run: Path, conversations_file: Path, tmp_path: Path) -> None:
+    list(merge(Request(run, tmp_path / "merged")))
+    rows = []
+    for model in (run, tmp_path / "merged"):
+        output = tmp_path / f"{model.name}.jsonl"
+        list(generate(Asked(str(model), conversations_file, output, Asking(max_new_tokens=8), num_data=6)))
+        rows.append(output.read_text())
+    assert rows[0] == rows[1]
+
+
+def test_an_adapter_answers_on_no_other_model(
+    run: Path, tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    asking = Asking(base=str(with_tied_head(tiny_checkpoint, tmp_path / "other")))
+    with pytest.raises(ConfigError, match="must go onto the model it was trained on"):
+        list(generate(Asked(str(run), conversations_file, tmp_path / "o", asking)))
 
 
 def test_what_rounding_loses_is_told(run: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_sft.contracts import Family
-from ds_sft.families.flan_t5.template import OTHER_TOKENS, SPECIAL_TOKENS, lay_out
+from ds_sft.families.flan_t5.template import ANSWER_END, OTHER_TOKENS, SPECIAL_TOKENS, lay_out, lay_out_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +63,8 @@ FAMILY = Family(
     special_tokens=SPECIAL_TOKENS,
     other_tokens=OTHER_TOKENS,
     lay_out=lay_out,
+    lay_out_prompt=lay_out_prompt,
+    answer_end=ANSWER_END,
     config_faults=_no_faults,
     fit_context=_as_it_is,
     auto_modules={},

@@ -5,7 +5,17 @@ The texts are the interface of FastChat's T5 checkpoints, so that those stay usa
 
 from collections.abc import Sequence
 
-from ds_sft.contracts import Dialogue, Draft, Exchange, Layout, LayoutOptions, Measure, Segment
+from ds_sft.contracts import (
+    Dialogue,
+    Draft,
+    Exchange,
+    Layout,
+    LayoutOptions,
+    Measure,
+    Prompt,
+    Question,
+    Segment,
+)
 
 DEFAULT_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -15,6 +25,7 @@ SPECIAL_TOKENS = {"pad_token": "[PAD]"}
 OTHER_TOKENS = ("<", "{", "\n", "}", "`", " ", "\\", "^", "\t")
 """T5's own model has no piece for these. The order is FastChat's, so the ids are those of its checkpoints."""
 
+ANSWER_END = "\n"
 END = Segment("control", "</s>")
 LOSS_END = Segment("control", "</s>", loss=True)
 
@@ -47,21 +58,38 @@ def lay_out(dialogue: Dialogue, options: LayoutOptions, measure: Measure) -> Lay
         Pairs in order, and the counters `history_dropped`, `answer_truncated` and `prompt_too_long`.
     """
     layout, max_tokens = Layout(), options.max_tokens
-    header = Segment("text", (dialogue.system or DEFAULT_SYSTEM) + "\n\n")
+    header = _header(dialogue.system)
     told = [history_of(exchange) for exchange in dialogue.exchanges]
     costs = [measure([segment]) for segment in told]
     for index, exchange in enumerate(dialogue.exchanges):
-        question = Segment("text", f"### Human: {exchange.question}\n### Assistant: ")
+        question = _asked(exchange.question)
         history = list(zip(told[:index], costs[:index], strict=True))
         source, dropped = _longest_source(header, history, question, max_tokens, measure)
         layout.counters["history_dropped"] += dropped
         if not source:
             layout.counters["prompt_too_long"] += 1
             continue
-        target = (Segment("text", f"{exchange.answer}\n", loss=True), LOSS_END)
+        target = (Segment("text", f"{exchange.answer}{ANSWER_END}", loss=True), LOSS_END)
         layout.counters["answer_truncated"] += measure(target) > max_tokens
         layout.drafts.append(Draft(target=target, source=source))
     return layout
+
+
+def lay_out_prompt(question: Question, options: LayoutOptions, measure: Measure) -> Prompt:
+    """Give what the encoder reads before the decoder answers.
+
+    Args:
+        question: With the exchanges before it.
+        options: Only `max_tokens` matters: the oldest exchanges leave a source that is too long.
+        measure: Counts the tokens of segments.
+
+    Returns:
+        The source of a training sample with this question.
+    """
+    told = [history_of(exchange) for exchange in question.history]
+    history = [(segment, measure([segment])) for segment in told]
+    header, asked = _header(question.system), _asked(question.text)
+    return Prompt(*_longest_source(header, history, asked, options.max_tokens, measure))
 
 
 def history_of(exchange: Exchange) -> Segment:
@@ -74,6 +102,14 @@ def history_of(exchange: Exchange) -> Segment:
         The text that stands before a later question.
     """
     return Segment("text", f"### Human: {exchange.question}\n### Assistant: {exchange.answer}\n")
+
+
+def _header(system: str | None) -> Segment:
+    return Segment("text", (system or DEFAULT_SYSTEM) + "\n\n")
+
+
+def _asked(question: str) -> Segment:
+    return Segment("text", f"### Human: {question}\n### Assistant: ")
 
 
 def _longest_source(

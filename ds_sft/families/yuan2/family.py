@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_sft.contracts import Family
 from ds_sft.families.yuan2.native.rules import config_faults, fit_context
-from ds_sft.families.yuan2.template import lay_out
+from ds_sft.families.yuan2.template import lay_out, lay_out_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +54,8 @@ FAMILY = Family(
     special_tokens={},
     other_tokens=(),
     lay_out=lay_out,
+    lay_out_prompt=lay_out_prompt,
+    answer_end="",
     config_faults=config_faults,
     fit_context=fit_context,
     auto_modules={

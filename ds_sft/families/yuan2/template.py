@@ -10,8 +10,19 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-from ds_sft.contracts import Dialogue, Draft, Exchange, Layout, LayoutOptions, Measure, Segment
+from ds_sft.contracts import (
+    Dialogue,
+    Draft,
+    Exchange,
+    Layout,
+    LayoutOptions,
+    Measure,
+    Prompt,
+    Question,
+    Segment,
+)
 from ds_sft.errors import ConfigError
 
 EOD = "<eod>"
@@ -101,6 +112,31 @@ def lay_out(dialogue: Dialogue, options: LayoutOptions, measure: Measure) -> Lay
             layout.counters["answer_truncated"] += 1
         layout.drafts.append(Draft(target=segments))
     return layout
+
+
+def lay_out_prompt(question: Question, options: LayoutOptions, measure: Measure) -> Prompt:
+    """Give what stands before an answer; it is the same in every loss mode.
+
+    Args:
+        question: With the exchanges before it.
+        options: Limit, and the layout that the model was trained with.
+        measure: Counts the tokens of segments.
+
+    Returns:
+        The sequence up to the answer; the oldest exchanges leave one that is too long.
+    """
+    exchanges = (*question.history, Exchange(question.text, ""))
+
+    def before_answer(run: Sequence[Exchange]) -> tuple[Segment, ...]:
+        # Nothing in it is supervised, so it is encoded as it is in a sample of the last answer.
+        asked = [replace(segment, loss=False) for segment in _segments(question.system, run, options)[:-2]]
+        return tuple(asked)
+
+    def fits(run: Sequence[Exchange]) -> bool:
+        return measure(before_answer(run)) <= options.max_tokens
+
+    kept, dropped = next(_last_answer(exchanges, fits))
+    return Prompt(before_answer(kept) if fits(kept) else (), dropped)
 
 
 def _segments(system: str | None, run: Sequence[Exchange], options: LayoutOptions) -> tuple[Segment, ...]:
