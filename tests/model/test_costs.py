@@ -50,8 +50,9 @@ def test_work_adds_up() -> None:
 
 
 def test_torch_counts_the_same_but_for_what_it_does_not_see() -> None:
-    config: dict[str, Any] = YUAN2 | {"num_attention_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
-    model = Yuan2ForCausalLM(Yuan2Config(**config, attn_implementation="eager"))
+    config: dict[str, Any] = YUAN2 | {"num_attention_heads": 2, "pad_token_id": 0, "attn_implementation": "eager"}
+    config |= {"bos_token_id": 1, "eos_token_id": 1}
+    model = Yuan2ForCausalLM(Yuan2Config(**config))
     ids = torch.tensor([[3, 4, 5, 3, 4]])
     labels = torch.tensor([[IGNORE_INDEX, 4, 5, 3, IGNORE_INDEX]])
     offsets = torch.tensor([0, 5], dtype=torch.int32)
