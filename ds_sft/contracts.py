@@ -170,6 +170,7 @@ class Weight:
         num: How many there are.
         reader: Which tokens are multiplied with them.
         is_linear: Whether they belong to linear layers, which adapters and 4 bits are for.
+        stays_wide: Whether transformers holds them in fp32 in a model that is held in 4 bits.
     """
 
     name: str
@@ -177,20 +178,56 @@ class Weight:
     num: int
     reader: Reader = "nothing"
     is_linear: bool = False
+    stays_wide: bool = False
+
+
+Kept = Mapping[Literal["fp32", "16 bits", "autocast"], int]
+"""Bytes kept for each token, by how a model computes: in fp32, in 16 bits, or in 16 bits from fp32 weights."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Equal layers, and what they keep from the forward pass for the backward pass.
+
+    Args:
+        reader: Which tokens run through them.
+        num: How many layers.
+        kept: By one layer for a token.
+        inner: Width of the feed-forward part.
+        kept_for_source: By one layer of a decoder for a token of the source.
+        kept_on_cpu: By one layer for a pair of tokens that attend to each other, where a CPU has no fused kernel.
+        kept_across_on_cpu: The same for a token and one of the source.
+        bias_heads: Heads of a table of distances, laid out once for the longest document; 0 without one.
+    """
+
+    reader: Literal["source", "target"]
+    num: int
+    kept: Kept
+    inner: int
+    kept_for_source: Kept = field(default_factory=dict)
+    kept_on_cpu: int = 0
+    kept_across_on_cpu: int = 0
+    bias_heads: int = 0
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model as config.json tells it: enough to count parameters and operations.
+    """A model as config.json tells it: enough to count parameters, operations and memory.
 
     Args:
         weights: All of it, a tied head left out; the table that it shares is read by `supervised` instead.
+        width: Of the states between layers.
+        vocab_size: Scores of the head.
+        stacks: Its layers.
         source_pair: Multiplications for two tokens of a source that see each other, in all layers: score and mixing.
         target_pair: The same for a token of a target and one before it, or itself.
         cross_pair: The same for a token of a target and one of its source.
     """
 
     weights: tuple[Weight, ...]
+    width: int
+    vocab_size: int
+    stacks: tuple[Stack, ...]
     target_pair: int
     source_pair: int = 0
     cross_pair: int = 0
@@ -242,7 +279,8 @@ class Family:
         other_tokens: Ordinary tokens to add, in their fixed order.
         lay_out: Turns a dialogue into samples of at most so many tokens.
         config_faults: Tells what in config.json this family cannot be, one line each; looks at the content only.
-        shape_of: Tells weights and attention of the model that config.json's content describes.
+        shape_of: Tells weights and layers of the model that config.json's content describes.
+        published_configs: Name on the hub, in lower case -> what its config.json says of the shape.
         fit_context: Rewrites config.json for sequences of at most so many tokens, where the positions must be scaled.
         auto_modules: Name of a module below transformers' `models.auto` -> full name of our module whose `register`
             takes the former and makes its auto classes know the family.
@@ -266,6 +304,7 @@ class Family:
     lay_out: Callable[[Dialogue, LayoutOptions, Measure], Layout]
     config_faults: Callable[[Mapping[str, Any]], Sequence[str]]
     shape_of: Callable[[Mapping[str, Any]], ModelShape]
+    published_configs: Mapping[str, Mapping[str, Any]]
     fit_context: Callable[[Mapping[str, Any], int], dict[str, Any]]
     auto_modules: Mapping[str, str]
     load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]

@@ -2,10 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ds_sft.contracts import ModelShape, Work
 
 _MULTIPLY_AND_ADD = 2
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_MASTER_WEIGHT = 4
+_ADAM_AVERAGES = 8
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a run writes, in bytes.
+
+    Args:
+        exported: The model or the adapters at the end.
+        checkpoint: One of them.
+        num_checkpoints: Most that lie there at a time.
+    """
+
+    exported: int
+    checkpoint: int
+    num_checkpoints: int
+
+    @property
+    def most(self) -> int:
+        """What lies there at most."""
+        return self.exported + self.num_checkpoints * self.checkpoint
 
 
 def num_parameters(shape: ModelShape) -> int:
@@ -69,3 +93,35 @@ def training_flops(shape: ModelShape, work: Work, *, is_frozen: bool = False) ->
     )
     # Forward, the gradient of what comes in, and that of the weight; attention multiplies two of what comes in.
     return float(_MULTIPLY_AND_ADD * ((2 if is_frozen else 3) * with_weights + 3 * of_pairs))
+
+
+def disk_of(
+    *,
+    trained: int,
+    exported: int,
+    dtype: str,
+    save_strategy: str,
+    save_total_limit: int | None,
+    is_model_only: bool,
+    has_averages: bool,
+) -> Disk:
+    """Count what a run writes.
+
+    Args:
+        trained: Parameters that train.
+        exported: Parameters of the export: the model, or what trains beside it.
+        dtype: Number format of the export.
+        save_strategy: `no` for no checkpoints.
+        save_total_limit: How many of them stay; None for one, because nobody can tell how many there will be.
+        is_model_only: Whether checkpoints have no states of the optimizer.
+        has_averages: Whether the optimizer keeps two numbers for a weight.
+
+    Returns:
+        The sizes.
+    """
+    size = exported * _BYTES[dtype]
+    if save_strategy == "no":
+        return Disk(size, 0, 0)
+    states = 0 if is_model_only else trained * (_MASTER_WEIGHT + (_ADAM_AVERAGES if has_averages else 0))
+    # One more than stay: the old ones go only when the new one is whole.
+    return Disk(size, size + states, (save_total_limit or 1) + 1)

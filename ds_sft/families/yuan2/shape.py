@@ -3,8 +3,25 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ds_sft.contracts import ModelShape, Weight
+from ds_sft.contracts import ModelShape, Stack, Weight
 from ds_sft.families.yuan2.native.rules import DEFAULT_SIZES
+
+_OF_2B = {"model_type": "yuan", "tie_word_embeddings": True, "max_position_embeddings": 8192, **DEFAULT_SIZES}
+_WIDE = {"hidden_size": 8192, "intermediate_size": 32768, "num_attention_heads": 64, "max_position_embeddings": 4096}
+_PUBLISHED = {
+    **dict.fromkeys(("2b-hf", "2b-janus-hf", "2b-februa-hf"), _OF_2B),
+    "51b-hf": _OF_2B | _WIDE | {"num_hidden_layers": 42},
+    "102b-hf": _OF_2B | _WIDE | {"num_hidden_layers": 84},
+}
+PUBLISHED_CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    f"ieityuan/yuan2-{size}": content for size, content in _PUBLISHED.items()
+}
+"""So that a run can be planned before its model is fetched."""
+# States as wide as the model and as its feed-forward part that a layer keeps for each token. In 16 bits the three norms
+# keep a copy in fp32; under autocast the states between the layers are in fp32 too. Measured:
+# tests/families/yuan2/test_shape.py.
+_KEPT_WIDE, _KEPT_INNER = 14, 4
+_KEPT_OF_NORMS, _KEPT_UNDER_AUTOCAST = 3, 10
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
@@ -20,7 +37,24 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     width, num = content["hidden_size"], content["num_hidden_layers"]
     return ModelShape(
         weights=(*_ends(content), *_attention(width, num), *_filters(width, num), *_feed_forward(content)),
+        width=width,
+        vocab_size=content["vocab_size"],
+        stacks=(_stack(width, content["intermediate_size"], num),),
         target_pair=2 * width * num,
+    )
+
+
+def _stack(width: int, inner: int, num: int) -> Stack:
+    in_16_bits = 2 * (_KEPT_WIDE * width + _KEPT_INNER * inner) + 4 * _KEPT_OF_NORMS * width
+    return Stack(
+        reader="target",
+        num=num,
+        kept={
+            "fp32": 4 * ((_KEPT_WIDE + _KEPT_OF_NORMS) * width + _KEPT_INNER * inner),
+            "16 bits": in_16_bits,
+            "autocast": in_16_bits + _KEPT_UNDER_AUTOCAST * width,
+        },
+        inner=inner,
     )
 
 
