@@ -32,7 +32,8 @@ from ds_sft.data.packing import count_micro_batches
 from ds_sft.families import family_named
 from ds_sft.tools.inputs import read_inputs
 from ds_sft.tools.plan.engine import engine_of as read_engine
-from ds_sft.tools.plan.memory import Load, memory_of
+from ds_sft.tools.plan.memory import memory_of
+from ds_sft.tools.plan.states import Load
 from ds_sft.tools.samples import take_samples
 from ds_sft.training.trainer import SftTrainer
 

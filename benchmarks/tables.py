@@ -121,8 +121,8 @@ def with_plan(page: str, results: Mapping[str, Any]) -> str:
     told = (
         f"Measured {results['date']} on {results['processor']} ({results['cores']} cores): models of 33 and 51 million "
         f"parameters in fp32, peak of resident memory above the level before the model, {len(rows)} cases; the plan is "
-        f"off by at most {worst:.1%}. Some formulas were mended after a look at these very cases. Peaks on a GPU, in 16 "
-        "bits, with offload, with adapters and with accumulation were not measured."
+        f"off by at most {worst:.1%}. Some formulas were mended after a look at these very cases. Peaks on a GPU, in "
+        "16 bits, with offload, with adapters and with accumulation were not measured."
     )
     heads = ["", *(f"{row['ranks']} rank{'s' * (row['ranks'] > 1)}, {_kept(row)}" for row in rows[:4])]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]

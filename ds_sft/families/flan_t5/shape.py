@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ds_sft.contracts import Kept, ModelShape, Reader, Stack, Weight
+from ds_sft.contracts import ModelShape
+from ds_sft.shapes import Kept, Reader, Stack, Weight
 
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 32128,

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ds_sft.contracts import ModelShape, Stack, Weight
+from ds_sft.contracts import ModelShape
 from ds_sft.families.yuan2.native.rules import DEFAULT_SIZES
+from ds_sft.shapes import Stack, Weight
 
 _OF_2B = {"model_type": "yuan", "tie_word_embeddings": True, "max_position_embeddings": 8192, **DEFAULT_SIZES}
 _WIDE = {"hidden_size": 8192, "intermediate_size": 32768, "num_attention_heads": 64, "max_position_embeddings": 4096}

@@ -11,7 +11,7 @@ from ds_sft.model.costs import Disk, disk_of, num_parameters, training_flops, wo
 from ds_sft.tools.findings import Findings
 from ds_sft.tools.inputs import read_inputs
 from ds_sft.tools.plan.job import Job
-from ds_sft.tools.plan.memory import Load, num_trained
+from ds_sft.tools.plan.states import Load, num_trained
 from ds_sft.tools.validate import find_everywhere
 
 log = logging.getLogger(__name__)

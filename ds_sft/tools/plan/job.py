@@ -17,7 +17,7 @@ from ds_sft.model.folder import read_config
 from ds_sft.tools.flags import LimitArguments
 from ds_sft.tools.inputs import Words, read_flags
 from ds_sft.tools.plan.engine import Engine, engine_of
-from ds_sft.tools.plan.memory import Adapters, Load
+from ds_sft.tools.plan.states import Adapters, Load
 from ds_sft.tools.recipes import config_folder, recipe_text, shipped_recipes
 from ds_sft.zero.settings import read_deepspeed_config
 

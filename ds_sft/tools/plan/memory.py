@@ -5,73 +5,31 @@ and the optimizer's step.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ds_sft.contracts import ModelShape, Stack, Weight
+from ds_sft.contracts import ModelShape
+from ds_sft.shapes import Stack
 from ds_sft.tools.plan.engine import Engine
+from ds_sft.tools.plan.states import (
+    BITS_16,
+    DIVIDES_GRADIENTS,
+    DIVIDES_WEIGHTS,
+    FP32,
+    Adapters,
+    Load,
+    States,
+    early_gradients,
+    num_trained,
+    size_of,
+    states_of,
+)
 
-Computes = Literal["fp32", "16 bits"]
-
-_FP32, _BITS_16 = 4, 2
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Four bits, a byte of scale for 64 of them, and an fp32 number for 256 of those."""
-_AVERAGES = 8
-_MASTER = 4
 _LARGEST_SCORES = {"cpu": 2**27, "gpu": 2**30}
 """fp32 scores that the loss holds at a time, as ds_sft/model/loss.py."""
 _STATES_AT_ENDS = 6
 """As wide as the model, kept by embedding, final norm and loss for each token."""
-_DIVIDES_GRADIENTS, _DIVIDES_WEIGHTS = 2, 3
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """Adapters that train in the place of the model.
-
-    Args:
-        rank: Of each.
-        targets: Ends of the names of linear layers, or None for all but the head.
-        is_quantised: Whether the model is held in 4 bits.
-        kept_in_16_bits: Ends of the names of linear layers that are not.
-        has_magnitudes: Whether each row of a weight trains its length too.
-    """
-
-    rank: int
-    targets: Sequence[str] | None
-    is_quantised: bool
-    kept_in_16_bits: Sequence[str]
-    has_magnitudes: bool = False
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one rank computes at a time.
-
-    Args:
-        source_tokens: Of a micro-batch; 0 without an encoder.
-        target_tokens: Of a micro-batch.
-        supervised_tokens: Of a micro-batch.
-        longest: Tokens of the longest document.
-        accumulation: Micro-batches of a step.
-        is_checkpointing: Whether layers keep their inputs only.
-        computes: In which numbers.
-        averages: Bytes of the optimizer for a weight, beside an fp32 copy.
-    """
-
-    source_tokens: int
-    target_tokens: int
-    supervised_tokens: int
-    longest: int
-    accumulation: int
-    is_checkpointing: bool
-    computes: Computes
-    averages: int = _AVERAGES
-
-    def tokens(self, reader: str) -> int:
-        """Give the tokens of a side."""
-        return self.source_tokens if reader == "source" else self.target_tokens
 
 
 @dataclass(frozen=True)
@@ -101,24 +59,6 @@ class Memory:
     nvme: float
 
 
-def num_trained(shape: ModelShape, adapters: Adapters | None) -> int:
-    """Count what trains.
-
-    Args:
-        shape: Of the model.
-        adapters: None where all of it does. Rows of new tokens are left out: a handful.
-
-    Returns:
-        Number of parameters.
-    """
-    if adapters is None:
-        return sum(_size(weight) for weight in shape.weights)
-    rows = [weight for weight in shape.weights if weight.is_linear and _has_adapter(weight, adapters)]
-    return sum(
-        weight.num * (adapters.rank * sum(weight.shape) + adapters.has_magnitudes * weight.shape[0]) for weight in rows
-    )
-
-
 def memory_of(
     shape: ModelShape,
     load: Load,
@@ -142,14 +82,14 @@ def memory_of(
         The figures.
     """
     trained = num_trained(shape, adapters)
-    states = _states(shape, load, adapters, engine, num_ranks, trained)
+    states = states_of(shape, load, adapters, engine, num_ranks, trained)
     activations = _activations(shape, load, engine, adapters, device)
     loss = _loss(shape, load, adapters, device)
     buffers = _buffers(shape, load, engine, num_ranks, trained, device)
     # A second micro-batch makes a second copy of what a rank owns before it is added to the first.
-    is_copied = load.accumulation > 1 and engine is not None and engine.stage == _DIVIDES_GRADIENTS
+    is_copied = load.accumulation > 1 and engine is not None and engine.stage == DIVIDES_GRADIENTS
     copy = states.gradients if is_copied else 0.0
-    early = _early(states, engine, trained) if device == "gpu" else 0.0
+    early = early_gradients(states, engine, trained) if device == "gpu" else 0.0
     lasting = states.parameters + states.optimizer
     kept = sum(activations.layers) + activations.ends
     forward = (
@@ -177,73 +117,6 @@ def memory_of(
 
 
 @dataclass(frozen=True)
-class _States:
-    """Weights, gradients and optimizer of a rank; `gradients_at_once` are there before the backward pass ends."""
-
-    parameters: float
-    gradients: float
-    gradients_at_once: float
-    optimizer: float
-    share: float
-    bytes_of_gradient: int
-    host: float
-    nvme: float
-
-
-def _states(
-    shape: ModelShape, load: Load, adapters: Adapters | None, engine: Engine | None, num_ranks: int, trained: int
-) -> _States:
-    frozen = sum(_frozen_bytes(weight, load, adapters) for weight in shape.weights) if adapters else 0.0
-    again = load.accumulation > 1
-    if engine is None:
-        weights = _FP32 * trained
-        return _States(frozen + weights, weights, weights * again, load.averages * trained, trained, _FP32, 0.0, 0.0)
-    width = _FP32 if load.computes == "fp32" else _BITS_16
-    share = trained / (num_ranks if engine.stage else 1)
-    whole = frozen + width * trained
-    divided = engine.stage == _DIVIDES_WEIGHTS
-    lies_whole = _undivided(shape, engine, width) if divided else 0.0
-    parameters = (lies_whole + (whole - lies_whole) / num_ranks) if divided else whole
-    gradients = width * (share if engine.stage >= _DIVIDES_GRADIENTS else trained)
-    optimizer = (_MASTER + load.averages) * share
-    at_once = gradients if again or divided else 0.0
-    moved: dict[str, float] = {"gpu": 0.0, "cpu": 0.0, "nvme": 0.0}
-    if engine.optimizer_on != "gpu":
-        # Beside the states: an fp32 gradient that stays, and 16-bit numbers on their way.
-        moved["cpu"] += (_FP32 + width) * share
-        gradients, at_once = 0.0, 0.0
-    moved[engine.optimizer_on] += optimizer
-    if engine.weights_on != "gpu":
-        moved[engine.weights_on] += parameters - lies_whole
-        parameters = lies_whole
-    return _States(parameters, gradients, at_once, moved["gpu"], share, width, moved["cpu"], moved["nvme"])
-
-
-def _early(states: _States, engine: Engine | None, trained: int) -> float:
-    """Give gradients that a GPU has room made for while nearly all activations are still there.
-
-    ZeRO-2 makes room for a rank's own gradients when its first bucket is full; a CPU has pages for them only when they
-    are written.
-    """
-    if engine is None or engine.stage != _DIVIDES_GRADIENTS or states.gradients_at_once:
-        return 0.0
-    return states.gradients * max(0.0, 1 - engine.bucket / max(1, trained))
-
-
-def _frozen_bytes(weight: Weight, load: Load, adapters: Adapters) -> float:
-    plain = _FP32 if load.computes == "fp32" else _BITS_16
-    if not adapters.is_quantised or not weight.is_linear:
-        return float(_size(weight) * plain)
-    if _ends_in(weight.name, adapters.kept_in_16_bits):
-        return float(_size(weight) * (_FP32 if weight.stays_wide else plain))
-    return _size(weight) * _NF4
-
-
-def _undivided(shape: ModelShape, engine: Engine, width: int) -> float:
-    return float(sum(_size(weight) for weight in shape.weights if math.prod(weight.shape) < engine.persistent) * width)
-
-
-@dataclass(frozen=True)
 class _Activations:
     """`layers` are kept until the backward pass reaches them; `recomputed` is one of them, made again."""
 
@@ -258,14 +131,14 @@ def _activations(
     shape: ModelShape, load: Load, engine: Engine | None, adapters: Adapters | None, device: str
 ) -> _Activations:
     kind = load.computes if load.computes == "fp32" or engine or adapters else "autocast"
-    number = _BITS_16 if kind == "16 bits" else _FP32
+    number = BITS_16 if kind == "16 bits" else FP32
     whole = [_kept(stack, load, kind, device) for stack in shape.stacks]
     working = [2 * number * load.tokens(stack.reader) * (stack.inner + shape.width) for stack in shape.stacks]
     ends = float(number * _STATES_AT_ENDS * shape.width * (load.source_tokens + load.target_tokens))
     ends += sum(2 * number * stack.bias_heads * load.longest**2 for stack in shape.stacks)
     if kind == "autocast":
         # Casts of the weights, which the backward pass needs too.
-        ends += _BITS_16 * sum(_size(weight) for weight in shape.weights if weight.reader != "nothing")
+        ends += BITS_16 * sum(size_of(weight) for weight in shape.weights if weight.reader != "nothing")
     largest = max(range(len(whole)), key=lambda index: whole[index] + working[index])
     if load.is_checkpointing:
         inputs = [stack.num * number * shape.width * load.tokens(stack.reader) for stack in shape.stacks]
@@ -287,10 +160,10 @@ def _kept(stack: Stack, load: Load, kind: str, device: str) -> float:
 
 def _loss(shape: ModelShape, load: Load, adapters: Adapters | None, device: str) -> float:
     """Give scores in fp32 and in what they are computed in, and the gradient of a head that trains."""
-    number = _FP32 if load.computes == "fp32" else _BITS_16
-    scores = min(load.supervised_tokens * shape.vocab_size, _LARGEST_SCORES[device] // _FP32)
+    number = FP32 if load.computes == "fp32" else BITS_16
+    scores = min(load.supervised_tokens * shape.vocab_size, _LARGEST_SCORES[device] // FP32)
     head = 0 if adapters else shape.vocab_size * shape.width
-    return float(scores * (_FP32 + number) + head * (_FP32 + (number if number < _FP32 else 0)))
+    return float(scores * (FP32 + number) + head * (FP32 + (number if number < FP32 else 0)))
 
 
 def _buffers(
@@ -302,44 +175,30 @@ def _buffers(
     device: str,
 ) -> float:
     if engine is None:
-        return float(_FP32 * trained) if num_ranks > 1 else 0.0
-    width = _FP32 if load.computes == "fp32" else _BITS_16
+        return float(FP32 * trained) if num_ranks > 1 else 0.0
+    width = FP32 if load.computes == "fp32" else BITS_16
     # A CPU has only those pages that are written to.
     bucket = min(engine.bucket, trained) if device == "cpu" else engine.bucket
     gathered = 0
-    if engine.stage == _DIVIDES_WEIGHTS and (num_ranks > 1 or engine.weights_on != "gpu"):
-        divided = sum(_size(weight) for weight in shape.weights if math.prod(weight.shape) >= engine.persistent)
+    if engine.stage == DIVIDES_WEIGHTS and (num_ranks > 1 or engine.weights_on != "gpu"):
+        divided = sum(size_of(weight) for weight in shape.weights if math.prod(weight.shape) >= engine.persistent)
         largest = max(math.prod(weight.shape) for weight in shape.weights)
         gathered = min(divided, engine.kept + engine.prefetched + largest)
     return float(width * (engine.num_buckets * bucket + gathered))
 
 
-def _step(states: _States, load: Load, engine: Engine | None, device: str, shape: ModelShape) -> float:
+def _step(states: States, load: Load, engine: Engine | None, device: str, shape: ModelShape) -> float:
     """Give what the optimizer's step needs on top of gradients: fp32 ones, and on a CPU what its plain loop makes."""
     if engine is None:
-        return float(2 * _FP32 * max(math.prod(weight.shape) for weight in shape.weights)) if device == "cpu" else 0.0
+        return float(2 * FP32 * max(math.prod(weight.shape) for weight in shape.weights)) if device == "cpu" else 0.0
     if engine.optimizer_on != "gpu":
         return 0.0
-    at_a_time = min(states.share, engine.sub_group) if engine.stage == _DIVIDES_WEIGHTS else states.share
-    temporary = 2 * _FP32 * at_a_time if device == "cpu" else 0.0
-    if load.computes == "fp32" and engine.stage != _DIVIDES_WEIGHTS:
+    at_a_time = min(states.share, engine.sub_group) if engine.stage == DIVIDES_WEIGHTS else states.share
+    temporary = 2 * FP32 * at_a_time if device == "cpu" else 0.0
+    if load.computes == "fp32" and engine.stage != DIVIDES_WEIGHTS:
         # The flat copy takes the place of the gradients.
         return float(temporary)
-    return float(_FP32 * at_a_time + temporary)
-
-
-def _has_adapter(weight: Weight, adapters: Adapters) -> bool:
-    if adapters.targets is None:
-        return weight.reader != "supervised"
-    return _ends_in(weight.name, adapters.targets)
-
-
-def _ends_in(name: str, endings: Sequence[str]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
-
-
-def _size(weight: Weight) -> int:
-    return weight.num * math.prod(weight.shape)
+    return float(FP32 * at_a_time + temporary)
 
 
 def parts_of(memory: Memory) -> Iterator[float]:

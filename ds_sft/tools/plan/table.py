@@ -8,7 +8,8 @@ from ds_sft.model.costs import Disk, num_parameters
 from ds_sft.tools.plan.choices import RESERVED, Choice
 from ds_sft.tools.plan.figures import UTILISATION, Data, Time
 from ds_sft.tools.plan.job import Job
-from ds_sft.tools.plan.memory import num_trained, parts_of
+from ds_sft.tools.plan.memory import parts_of
+from ds_sft.tools.plan.states import num_trained
 
 _GB, _TERA = 1e9, 1e12
 _HEADS = ("weights", "gradients", "optimizer", "activations", "loss", "buffers", "peak", "RAM/host")

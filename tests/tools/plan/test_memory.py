@@ -8,7 +8,8 @@ import pytest
 
 from ds_sft.families import family_named
 from ds_sft.tools.plan.engine import Engine
-from ds_sft.tools.plan.memory import Adapters, Load, Memory, memory_of, num_trained
+from ds_sft.tools.plan.memory import Memory, memory_of
+from ds_sft.tools.plan.states import Adapters, Load, num_trained
 from tests.conftest import ROOT
 
 YUAN2 = {"vocab_size": 10, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 2}
