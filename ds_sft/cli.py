@@ -268,6 +268,34 @@ def report(
     _show(lines(Wanted(folder, output_dir, num_samples, is_json=json)))
 
 
+@app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
+def plan(  # its flags
+    context: typer.Context,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="GPUs in all; those a shipped recipe is for, or one.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option("--gpu_memory", "--gpu-memory", help="Of one GPU, such as 24GB; tells what fits.")
+    ] = None,
+    hosts: Annotated[int, typer.Option("--hosts", min=1, help="Hosts that share the GPUs.")] = 1,
+    peak_tflops: Annotated[
+        float, typer.Option("--peak_tflops", "--peak-tflops", min=0.001, help="Of one GPU, for the time.")
+    ] = 300.0,
+    fit: Annotated[str | None, typer.Option("--fit", help="Find the cheapest way that fits into such a GPU.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --fit: file for it as a recipe.")] = None,
+    *,
+    json: JsonFlag = False,
+) -> None:
+    """Tell the memory, steps, disk and time of a run before it is one."""
+    from ds_sft.tools.plan.plan import Machines
+    from ds_sft.tools.plan.plan import fit as fitted
+    from ds_sft.tools.plan.plan import plan as lines
+
+    set_up_logging()
+    machines = Machines(gpus, fit or gpu_memory, hosts, peak_tflops)
+    _show(fitted(context.args, machines, output=output) if fit else lines(context.args, machines, is_json=json))
+
+
 @app.command()
 def recipes(*, json: JsonFlag = False) -> None:
     """List the complete runs that are shipped."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ds_sft.shapes import Stack, Weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -186,6 +188,53 @@ Measure = Callable[[Sequence[Segment]], int]
 
 
 @dataclass(frozen=True)
+class ModelShape:
+    """A model as config.json tells it: enough to count parameters, operations and memory.
+
+    Args:
+        weights: All of it, a tied head left out; the table that it shares is read by `supervised` instead.
+        width: Of the states between layers.
+        vocab_size: Scores of the head.
+        stacks: Its layers.
+        source_pair: Multiplications for two tokens of a source that see each other, in all layers: score and mixing.
+        target_pair: The same for a token of a target and one before it, or itself.
+        cross_pair: The same for a token of a target and one of its source.
+    """
+
+    weights: tuple[Weight, ...]
+    width: int
+    vocab_size: int
+    stacks: tuple[Stack, ...]
+    target_pair: int
+    source_pair: int = 0
+    cross_pair: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed for some documents, as sums over them; it can be added up.
+
+    Args:
+        source_tokens: Tokens that encoders read.
+        target_tokens: All others.
+        supervised_tokens: Those of them that the head scores.
+        source_pairs: Pairs of tokens in each source, S x S.
+        target_pairs: Pairs that causal attention sees in each target, T x (T + 1) / 2.
+        cross_pairs: S x T.
+    """
+
+    source_tokens: int
+    target_tokens: int
+    supervised_tokens: int
+    source_pairs: int
+    target_pairs: int
+    cross_pairs: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
 class Family:
     """THE CARD: all that the rest of the house may know about one kind of model.
 
@@ -202,6 +251,8 @@ class Family:
         lay_out_prompt: Turns a question into what stands before its answer in a sample, of at most so many tokens.
         answer_end: What training puts behind every answer's text; an answer is read without it.
         config_faults: Tells what in config.json this family cannot be, one line each; looks at the content only.
+        shape_of: Tells weights and layers of the model that config.json's content describes.
+        published_configs: Name on the hub, in lower case -> what its config.json says of the shape.
         fit_context: Rewrites config.json for sequences of at most so many tokens, where the positions must be scaled.
         auto_modules: Name of a module below transformers' `models.auto` -> full name of our module whose `register`
             takes the former and makes its auto classes know the family.
@@ -226,6 +277,8 @@ class Family:
     lay_out_prompt: Callable[[Question, LayoutOptions, Measure], Prompt]
     answer_end: str
     config_faults: Callable[[Mapping[str, Any]], Sequence[str]]
+    shape_of: Callable[[Mapping[str, Any]], ModelShape]
+    published_configs: Mapping[str, Mapping[str, Any]]
     fit_context: Callable[[Mapping[str, Any], int], dict[str, Any]]
     auto_modules: Mapping[str, str]
     load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]

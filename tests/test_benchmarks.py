@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.counting import useful_flops
 from benchmarks.measuring import Timed
 from benchmarks.run import fresh_processes
 from benchmarks.run import main as run_benchmark
-from benchmarks.tables import PAGES, RESULTS, Goal, goals, tables, with_tables
+from benchmarks.tables import PAGES, PLANNED, RESULTS, Goal, goals, tables, with_plan, with_tables
 from benchmarks.variants import VARIANTS, Run, Variant, padded
 from benchmarks.workloads import SUITES, Samples, Workload, samples_of
 from ds_sft.cli import app
@@ -131,15 +132,14 @@ def test_ratios_are_those_of_the_same_round() -> None:
     assert ratio_of(own, others) == [2, 1, 4]
 
 
-def test_useful_operations_of_a_decoder_are_counted_by_hand() -> None:
+def test_useful_operations_of_an_epoch_are_those_of_its_tokens_without_padding() -> None:
     shape = {"vocab_size": 7, "hidden_size": 4, "intermediate_size": 5, "num_hidden_layers": 3}
     found = useful_flops(replace(WORKLOADS["yuan2"], shape=shape), samples([(2, 1), (3, 2)], has_sources=False))
-    # Query, key, value, output 4x4; both filters 2 x (4x2); three products 4x5; scores and mixing of 3 and 6 pairs.
     layer = 5 * (4 * 16 + 2 * 16 + 3 * 20) + (3 + 6) * 2 * 4
     assert found == 3 * 2 * (3 * layer + 3 * 4 * 7)
 
 
-def test_useful_operations_of_an_encoder_decoder_are_counted_by_hand() -> None:
+def test_useful_operations_of_an_encoder_decoder_have_source_and_target() -> None:
     shape = {"vocab_size": 7, "d_model": 4, "d_kv": 3, "num_heads": 2, "d_ff": 5, "num_layers": 3}
     found = useful_flops(replace(WORKLOADS["flan_t5"], shape=shape), samples([(4, 2)], has_sources=True))
     encoder = 4 * (4 * 4 * 6 + 2 * 4 * 5) + 16 * 2 * 6
@@ -179,6 +179,7 @@ def test_the_tables_of_the_pages_are_those_of_the_results(page: Path) -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     text = page.read_text(encoding="utf-8")
     assert with_tables(text, results) == text
+    assert with_plan(text, json.loads(PLANNED.read_text(encoding="utf-8"))) == text
     assert goals(results) in text
     assert (tables(results) in text) == (page.parent.name == "benchmarks")
 
@@ -239,3 +240,11 @@ def test_the_suite_for_gpus_is_refused_without_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="--suite: gpu needs a GPU, but torch sees none"):
         run_benchmark(["--suite", "gpu"])
+
+
+def test_the_plan_is_within_a_tenth_of_what_was_measured() -> None:
+    rows = json.loads(PLANNED.read_text(encoding="utf-8"))["rows"]
+    assert {(row["family"], row["stage"], row["ranks"], row["is_checkpointing"]) for row in rows} == set(
+        product(("yuan2", "flan_t5"), (2, 3), (1, 2), (False, True))
+    )
+    assert all(abs(row["planned_mib"] / row["measured_mib"] - 1) <= 0.1 for row in rows)

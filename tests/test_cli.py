@@ -78,7 +78,7 @@ def test_the_verbs_are_those_of_the_help() -> None:
         verb
         for verb in (
             *("train", "launch", "doctor", "validate", "preview"),
-            *("merge", "generate", "chat", "recipes", "init", "report"),
+            *("merge", "generate", "chat", "recipes", "init", "report", "plan"),
         )
         if f" {verb} " not in told
     ] == []

@@ -10,36 +10,11 @@ from ds_sft.config.sources import (
     MODEL_MAX_LENGTH,
     MODEL_MAX_LENGTH_HELP,
     DataArguments,
+    LoraArguments,
     ModelArguments,
 )
 
 __all__ = ["DataArguments", "LoraArguments", "ModelArguments", "TrainingArguments"]
-
-
-@dataclass
-class LoraArguments:
-    """Adapters; giving `--lora_r` or `--lora_weight_path` asks for them."""
-
-    lora_r: int | None = field(default=None, metadata={"help": "Rank of the adapters; asks for them."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters, before division by the rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Linear layers that get an adapter, or all-linear; the family's own choice by default."},
-    )
-    lora_weight_path: str | None = field(default=None, metadata={"help": "Folder of an adapter to continue."})
-    lora_bias: Literal["none", "all", "lora_only"] = field(default="none", metadata={"help": "Biases to train."})
-    use_rslora: bool = field(default=False, metadata={"help": "Divide the scale by the square root of the rank."})
-    use_dora: bool = field(default=False, metadata={"help": "Train the length of each weight row apart (DoRA)."})
-    lora_init: Literal["pissa", "olora", "eva", "loftq"] | None = field(
-        default=None, metadata={"help": "How adapters begin, instead of at random; loftq with q_lora only."}
-    )
-    q_lora: bool = field(default=False, metadata={"help": "Hold the frozen base model in 4 bits (NF4)."})
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether adapters train instead of the model."""
-        return self.lora_r is not None or self.lora_weight_path is not None
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ds_sft.errors import MissingInputError, ModelError
@@ -55,6 +57,23 @@ def find_model_folder(name_or_path: str, *, cache_dir: str | None) -> ModelFolde
         )
     refuse_links_out(path)
     return ModelFolder(path, read_json(file))
+
+
+def read_config(name_or_path: str, *, cache_dir: str | None) -> dict[str, Any]:
+    """Read the config.json of a checkpoint, and fetch no more than that from the hub.
+
+    Args:
+        name_or_path: A folder, or `owner/name` on the hub.
+        cache_dir: Where hub files are kept; None for the usual place.
+
+    Returns:
+        Its content.
+    """
+    if Path(name_or_path).expanduser().exists() or name_or_path.startswith((".", "/", "~")):
+        return find_model_folder(name_or_path, cache_dir=cache_dir).config
+    with _told_as_missing(name_or_path):
+        file = hf_hub_download(name_or_path, "config.json", cache_dir=cache_dir)
+    return read_json(Path(file))
 
 
 def refuse_links_out(folder: Path) -> None:
@@ -115,14 +134,21 @@ def digest_of_model(folder: ModelFolder) -> str:
 
 
 def _fetch(name: str, cache_dir: str | None) -> Path:
-    try:
+    with _told_as_missing(name):
         folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=_WANTED_FILES))
         if not any(folder.glob("*.safetensors")):
             # Old checkpoints have pickles only; those of newer ones would be fetched for nothing.
             snapshot_download(name, cache_dir=cache_dir, allow_patterns=[_PICKLED_WEIGHTS])
+    return folder
+
+
+@contextmanager
+def _told_as_missing(name: str) -> Iterator[None]:
+    """Say that a name is neither a folder nor on the hub."""
+    try:
+        yield
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise MissingInputError(
             f"model_name_or_path: must be a folder or a name on the hub, but {name!r} is no folder and the hub said: "
             f"{str(error).splitlines()[0]}; check the path"
         ) from error
-    return folder

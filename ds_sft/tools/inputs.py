@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ds_sft.data.read import RecordFile, open_records
 from ds_sft.errors import ConfigError, DataError, UsageError, raise_together
 from ds_sft.families import family_of
 from ds_sft.model.folder import find_model_folder
-from ds_sft.tools.flags import GROUPS, WITHOUT_EFFECT, LimitArguments, sample_flags
+from ds_sft.tools.flags import GROUPS, WITHOUT_EFFECT, LimitArguments
 
 log = logging.getLogger(__name__)
 
@@ -75,32 +75,63 @@ def say_next(verb: str, arguments: Sequence[str]) -> None:
     log.info("next: ds-sft %s %s", verb, shlex.join(arguments))
 
 
-def _parse(arguments: Sequence[str], verb: str) -> tuple[ModelArguments, DataArguments, LimitArguments]:
-    recipe, flags = split_recipe(arguments)
-    known = sample_flags()
+@dataclass(frozen=True)
+class Words:
+    """A command line of training.
+
+    Args:
+        name: Of the recipe.
+        recipe: Flags and values that stand in it.
+        flags: Flags and values of the command line itself, which win.
+    """
+
+    name: str
+    recipe: Sequence[str]
+    flags: Sequence[str]
+
+
+def read_flags(
+    words: Words, *, groups: Sequence[Any], without_effect: Container[str], verb: str, about: str
+) -> list[Any]:
+    """Read those flags of training that a verb knows; a recipe may have others.
+
+    Args:
+        words: The command line.
+        groups: Dataclasses of flags.
+        without_effect: Flags of the groups that are left at their defaults.
+        verb: Of `ds-sft`.
+        about: What the verb looks at, which flags have an effect on.
+
+    Returns:
+        One of each group.
+
+    Raises:
+        UsageError: For flags that do not exist and values of the wrong type.
+    """
+    known = {flag.name for group in groups for flag in fields(group)}
     asked, ignored = [], []
-    for name, values in flag_groups(recipe):
-        if name in known - WITHOUT_EFFECT:
+    for name, values in flag_groups(words.recipe):
+        if name in known and name not in without_effect:
             asked += [f"--{name}", *values]
         elif name:
             ignored.append(name)
     if ignored:
-        log.info("%s: no effect on samples, so not read: %s", arguments[0], ", ".join(ignored))
-    for name, values in flag_groups(flags):
+        log.info("%s: no effect on %s, so not read: %s", words.name, about, ", ".join(ignored))
+    for name, values in flag_groups(words.flags):
         asked += [*([f"--{name}"] if name else []), *values]
-        if name in WITHOUT_EFFECT:
-            log.warning("--%s: ignored, because it has no effect on samples", name)
-    namespace, unknown = flag_parser(*GROUPS, program=f"ds-sft {verb}").parse_known_args(asked)
+        if name in without_effect:
+            log.warning("--%s: ignored, because it has no effect on %s", name, about)
+    namespace, unknown = flag_parser(*groups, program=f"ds-sft {verb}").parse_known_args(asked)
     if unknown:
         raise UsageError(*unknown_faults(unknown, sorted(known)))
-    return _grouped(vars(namespace))
+    parsed = vars(namespace)
+    return [group(**{flag.name: parsed[flag.name] for flag in fields(group)}) for group in groups]
 
 
-def _grouped(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments, LimitArguments]:
-    def part(group: Any) -> Any:
-        return group(**{flag.name: values[flag.name] for flag in fields(group)})
-
-    return part(ModelArguments), part(DataArguments), part(LimitArguments)
+def _parse(arguments: Sequence[str], verb: str) -> tuple[ModelArguments, DataArguments, LimitArguments]:
+    words = Words("".join(arguments[:1]), *split_recipe(arguments))
+    model, data, limit = read_flags(words, groups=GROUPS, without_effect=WITHOUT_EFFECT, verb=verb, about="samples")
+    return model, data, limit
 
 
 def _number_faults(data: DataArguments, limit: LimitArguments) -> list[ConfigError]:

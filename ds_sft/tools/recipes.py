@@ -78,16 +78,17 @@ def recipes(*, is_json: bool) -> Iterator[str]:
     log.info("next: ds-sft init %s -o my.yaml", shipped[0].name)
 
 
-def init(name: str, output: Path) -> None:
-    """Copy a recipe, with the place of its DeepSpeed file written out so that the copy works from any folder.
+def recipe_text(name: str) -> str:
+    """Read a recipe, with the place of its DeepSpeed file written out so that it works from any folder.
 
     Args:
         name: Of the recipe.
-        output: Must not exist.
+
+    Returns:
+        YAML.
 
     Raises:
         UsageError: When there is no such recipe.
-        SaveError: When the copy cannot be written.
     """
     folder = config_folder()
     known = [recipe.name for recipe in shipped_recipes()]
@@ -97,16 +98,38 @@ def init(name: str, output: Path) -> None:
         raise UsageError(f"recipe: must be one that `ds-sft recipes` lists, but is {name!r}{hint}")
     text = (folder / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     # A path in double quotes as in JSON is the same in YAML.
-    placed = _DEEPSPEED_FILE.sub(lambda found: f"deepspeed: {json.dumps(str(folder / found['file']))}", text)
+    return _DEEPSPEED_FILE.sub(lambda found: f"deepspeed: {json.dumps(str(folder / found['file']))}", text)
+
+
+def init(name: str, output: Path) -> None:
+    """Copy a recipe, to be changed.
+
+    Args:
+        name: Of the recipe.
+        output: Must not exist.
+    """
+    write_new(output, recipe_text(name))
+    log.info("wrote %s; set model_name_or_path, data_path and output_dir in it", output)
+    log.info("next: ds-sft validate %s", output)
+
+
+def write_new(output: Path, text: str) -> None:
+    """Write a file that is not there yet.
+
+    Args:
+        output: Must not exist.
+        text: Its content.
+
+    Raises:
+        SaveError: When it exists or cannot be written.
+    """
     try:
         with output.open("x", encoding="utf-8") as stream:
-            stream.write(placed)
+            stream.write(text)
     except FileExistsError as error:
         raise SaveError(f"output: must not exist, but {output} does; name another file, or remove it") from error
     except OSError as error:
         raise SaveError(f"output: must be writable, but {output}: {error.strerror}; name another file") from error
-    log.info("wrote %s; set model_name_or_path, data_path and output_dir in it", output)
-    log.info("next: ds-sft validate %s", output)
 
 
 def _read(file: Path) -> Recipe:

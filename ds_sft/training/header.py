@@ -10,9 +10,9 @@ from torch import nn
 from transformers import TrainerState
 
 from ds_sft.config.arguments import TrainingArguments
+from ds_sft.config.budgets import budgets_of
 from ds_sft.contracts import Family
 from ds_sft.data.account import Account
-from ds_sft.training.step import budgets_of
 from ds_sft.zero.gather import full_shape
 
 _PERCENT = 100.0

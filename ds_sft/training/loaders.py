@@ -10,12 +10,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from ds_sft.config.arguments import TrainingArguments
+from ds_sft.config.budgets import budgets_of
 from ds_sft.data.batching import PackedRankBatches, RankBatches
 from ds_sft.data.datasets import SampleDataset
 from ds_sft.data.fillers import WithFillers, filler_of
 from ds_sft.data.packing import Budgets, Lengths, Packing, equally_full
 from ds_sft.training.order import begin_worker, order_of, packing_of
-from ds_sft.training.step import budgets_of, evaluation_budgets, lengths_of, told_budgets
+from ds_sft.training.step import evaluation_budgets, lengths_of, told_budgets
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,11 @@ from torch import nn
 
 from ds_sft.config.arguments import TrainingArguments, save_dtype
 from ds_sft.errors import SaveError
+from ds_sft.model.costs import disk_of
 from ds_sft.save.staging import checkpoints_of
 from ds_sft.zero.gather import full_shape, stored_tensors
 
-_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _GIGABYTE = 1e9
-_MASTER_WEIGHT = 4
-_ADAM_AVERAGES = 8
 
 
 def refuse_small_disk(model: nn.Module, *, args: TrainingArguments, into: Path, is_adapted: bool) -> None:
@@ -31,19 +29,21 @@ def refuse_small_disk(model: nn.Module, *, args: TrainingArguments, into: Path, 
     """
     trained = sum(math.prod(full_shape(weight)) for weight in model.parameters() if weight.requires_grad)
     whole = sum(math.prod(full_shape(tensor)) for tensor in stored_tensors(model).values())
-    exported = (trained if is_adapted else whole) * _BYTES[save_dtype(args, is_adapted=is_adapted)]
-    num_checkpoints, checkpoint = 0, 0
-    if str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
-        # One more than stay: the old ones go only when the new one is whole.
-        num_checkpoints = (args.save_total_limit or 1) + 1
-        averages = _ADAM_AVERAGES if "adam" in str(args.optim) or args.deepspeed else 0
-        checkpoint = exported + (0 if args.save_only_model else trained * (_MASTER_WEIGHT + averages))
+    disk = disk_of(
+        trained=trained,
+        exported=trained if is_adapted else whole,
+        dtype=save_dtype(args, is_adapted=is_adapted),
+        save_strategy=str(getattr(args.save_strategy, "value", args.save_strategy)),
+        save_total_limit=args.save_total_limit,
+        is_model_only=args.save_only_model,
+        has_averages="adam" in str(args.optim) or bool(args.deepspeed),
+    )
     there = sum(file.stat().st_size for _, folder in checkpoints_of(into) for file in folder.rglob("*"))
-    needed, free = exported + num_checkpoints * checkpoint, shutil.disk_usage(into).free + there
+    needed, free = disk.most, shutil.disk_usage(into).free + there
     if needed > free:
-        gigabytes = [f"{number / _GIGABYTE:.2f}" for number in (needed, free, checkpoint, exported)]
+        gigabytes = [f"{number / _GIGABYTE:.2f}" for number in (needed, free, disk.checkpoint, disk.exported)]
         raise SaveError(
             f"output_dir: must have room for the run, but {into} needs {gigabytes[0]} GB and has {gigabytes[1]} GB "
-            f"free ({num_checkpoints} checkpoints of {gigabytes[2]} GB, export {gigabytes[3]} GB); free some space, "
-            "lower --save_total_limit, or name another folder"
+            f"free ({disk.num_checkpoints} checkpoints of {gigabytes[2]} GB, export {gigabytes[3]} GB); free some "
+            "space, lower --save_total_limit, or name another folder"
         )

@@ -1,11 +1,12 @@
 """What a step takes: so many samples, or with packing so many micro-batches filled under budgets of tokens."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from ds_sft.config.budgets import BUDGETS, Training, budgets_of
 from ds_sft.config.parse import Settings
 from ds_sft.contracts import Family
 from ds_sft.data.datasets import SampleDataset
@@ -15,28 +16,10 @@ from ds_sft.errors import ConfigError
 log = logging.getLogger(__name__)
 
 SAMPLES, MICRO_BATCHES = "samples of a step", "micro-batches of a step"
-_BUDGETS = ("tokens_per_batch", "target_tokens_per_batch")
 _ONLY_WITH_PADDING = {
     "train_sampling_strategy": ("group_by_length", "there is no padding to save, so the order is random"),
     "padding_side": ("left", "nothing is padded"),
 }
-
-Training = Mapping[str, Any]
-"""Training arguments by name."""
-
-
-def budgets_of(training: Training, *, is_encoder_decoder: bool) -> Budgets:
-    """Give the most tokens of a micro-batch in training.
-
-    Args:
-        training: With the flags.
-        is_encoder_decoder: Whether targets have a budget of their own.
-
-    Returns:
-        For source and target, or for the one sequence there is.
-    """
-    budgets = tuple(training[name] or _derived(training) for name in _BUDGETS)
-    return budgets if is_encoder_decoder else budgets[:1]
 
 
 def evaluation_budgets(training: Training, *, is_encoder_decoder: bool) -> Budgets:
@@ -81,7 +64,7 @@ def step_facts(training: Training, *, world_size: int) -> dict[str, Any]:
     if not training["packing"]:
         return {SAMPLES: training["per_device_train_batch_size"] * micro_steps}
     budgets = budgets_of(training, is_encoder_decoder=True)
-    return {MICRO_BATCHES: micro_steps, **dict(zip(_BUDGETS, budgets, strict=True))}
+    return {MICRO_BATCHES: micro_steps, **dict(zip(BUDGETS, budgets, strict=True))}
 
 
 def asked_batch(settings: Settings) -> list[int]:
@@ -105,7 +88,7 @@ def packing_faults(settings: Settings) -> Iterator[ConfigError]:
     Yields:
         One error for each.
     """
-    for name in _BUDGETS:
+    for name in BUDGETS:
         value = settings.training[name]
         if value is not None and value < 1:
             yield ConfigError(f"{name}: must be at least 1, but is {value}; give another value, or leave it out")
@@ -119,14 +102,14 @@ def say_what_packing_changes(settings: Settings, *, family: Family) -> None:
         family: Of the checkpoint.
     """
     training = settings.training
-    given = [name for name in _BUDGETS if training[name] is not None]
+    given = [name for name in BUDGETS if training[name] is not None]
     if not training["packing"]:
         for name in given:
             log.warning("%s: %d is ignored, because packing is False", name, training[name])
         return
-    if _BUDGETS[1] in given and not family.is_encoder_decoder:
+    if BUDGETS[1] in given and not family.is_encoder_decoder:
         log.warning(
-            *("%s: %d is ignored, because %s has no targets apart", _BUDGETS[1], training[_BUDGETS[1]], family.name)
+            *("%s: %d is ignored, because %s has no targets apart", BUDGETS[1], training[BUDGETS[1]], family.name)
         )
     asked = {"padding_side": settings.model.padding_side, **training}
     for name, (value, reason) in _ONLY_WITH_PADDING.items():
@@ -149,7 +132,7 @@ def refuse_long_samples(samples: SampleDataset, training: Training, *, family: F
         return
     budgets = budgets_of(training, is_encoder_decoder=family.is_encoder_decoder)
     lengths = lengths_of(samples, is_encoder_decoder=family.is_encoder_decoder)
-    for name, budget, side in zip(_BUDGETS, budgets, lengths, strict=False):
+    for name, budget, side in zip(BUDGETS, budgets, lengths, strict=False):
         longest = int(np.argmax(side))
         if side[longest] > budget:
             raise ConfigError(
@@ -174,9 +157,5 @@ def told_budgets(training: Training, *, is_encoder_decoder: bool) -> str:
     budgets = budgets_of(training, is_encoder_decoder=is_encoder_decoder)
     return " and ".join(
         f"up to {budget} {side} ({f'--{name}' if training[name] else equation.format_map(training)})"
-        for name, budget, side in zip(_BUDGETS, budgets, sides, strict=False)
+        for name, budget, side in zip(BUDGETS, budgets, sides, strict=False)
     )
-
-
-def _derived(training: Training) -> int:
-    return int(training["per_device_train_batch_size"] * training["model_max_length"])

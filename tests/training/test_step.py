@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from ds_sft.config.budgets import budgets_of
 from ds_sft.config.parse import Settings, parse
 from ds_sft.errors import ConfigError
 from ds_sft.families import family_named
 from ds_sft.training.step import (
-    budgets_of,
     evaluation_budgets,
     packing_faults,
     refuse_long_samples,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_sft.contracts import Family
+from ds_sft.families.flan_t5.shape import PUBLISHED_CONFIGS, shape_of
 from ds_sft.families.flan_t5.template import ANSWER_END, OTHER_TOKENS, SPECIAL_TOKENS, lay_out, lay_out_prompt
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ FAMILY = Family(
     lay_out_prompt=lay_out_prompt,
     answer_end=ANSWER_END,
     config_faults=_no_faults,
+    shape_of=shape_of,
+    published_configs=PUBLISHED_CONFIGS,
     fit_context=_as_it_is,
     auto_modules={},
     load_tokenizer=_load_tokenizer,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_sft.contracts import Family
 from ds_sft.families.yuan2.native.rules import config_faults, fit_context
+from ds_sft.families.yuan2.shape import PUBLISHED_CONFIGS, shape_of
 from ds_sft.families.yuan2.template import lay_out, lay_out_prompt
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ FAMILY = Family(
     lay_out_prompt=lay_out_prompt,
     answer_end="",
     config_faults=config_faults,
+    shape_of=shape_of,
+    published_configs=PUBLISHED_CONFIGS,
     fit_context=fit_context,
     auto_modules={
         "configuration_auto": "ds_sft.families.yuan2.native.configuration",
