@@ -119,7 +119,8 @@ def _verb(arguments: list[str]) -> None:
     if name == "bench":
         _benchmark(context.args)
     elif context.args:
-        _flags_of_training(context.args)
+        is_shipped = name == "plan" and context.args[0] in {recipe.name for recipe in shipped_recipes()}
+        _flags_of_training(context.args[is_shipped:])
     if name in {"validate", "preview"}:
         named = {word.removeprefix("--") for word in context.args if word.startswith("--")}
         assert named <= sample_flags()
