@@ -163,18 +163,20 @@ class SftTrainer(ResumingTrainer):
             The batches, and their number of supervised tokens on all ranks.
         """
         smoothing = self.args.label_smoothing_factor
-        on_device = (inputs_of(batch, device=device, label_smoothing=smoothing) for batch in epoch_iterator)
+        batches = self._throughput.waiting(epoch_iterator)
+        on_device = (inputs_of(batch, device=device, label_smoothing=smoothing) for batch in batches)
         return super().get_batch_samples(on_device, num_batches, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add throughput over all ranks; every rank comes here at a logging step, so it may be summed.
+        """Add throughput over all ranks; every rank comes here at a logging step, so it may be gathered.
 
         Args:
             logs: What Trainer measured.
             start_time: As in Trainer.
         """
         if "loss" in logs:
-            logs |= self._throughput.report(lambda counts: self.accelerator.reduce(counts, reduction="sum"))
+            logs |= self._throughput.report(self.accelerator.gather)
+            logs["seconds_left"] = self._throughput.seconds_left(self.state.global_step, last_step=self.state.max_steps)
             logs |= self._numerics.report()
             logs |= self._spikes.note(self.state.global_step, logs["loss"])
         # JSON has no word for NaN, and a zero in its place would be a lie.
