@@ -156,6 +156,76 @@ class EncodeText(Protocol):
 Measure = Callable[[Sequence[Segment]], int]
 """Gives the number of tokens of some segments."""
 
+Reader = Literal["source", "target", "supervised", "nothing"]
+"""Which tokens are multiplied with a weight; `nothing` for vectors and tables that are only looked up."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Weights of one kind, equal in shape.
+
+    Args:
+        name: Last parts of their names in the model, without `weight`, for example `SelfAttention.q`.
+        shape: Of one of them.
+        num: How many there are.
+        reader: Which tokens are multiplied with them.
+        is_linear: Whether they belong to linear layers, which adapters and 4 bits are for.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num: int
+    reader: Reader = "nothing"
+    is_linear: bool = False
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model as config.json tells it: enough to count parameters and operations.
+
+    Args:
+        weights: All of it, a tied head left out; the table that it shares is read by `supervised` instead.
+        source_pair: Multiplications for two tokens of a source that see each other, in all layers: score and mixing.
+        target_pair: The same for a token of a target and one before it, or itself.
+        cross_pair: The same for a token of a target and one of its source.
+    """
+
+    weights: tuple[Weight, ...]
+    target_pair: int
+    source_pair: int = 0
+    cross_pair: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed for some documents, as sums over them; it can be added up.
+
+    Args:
+        source_tokens: Tokens that encoders read.
+        target_tokens: All others.
+        supervised_tokens: Those of them that the head scores.
+        source_pairs: Pairs of tokens in each source, S x S.
+        target_pairs: Pairs that causal attention sees in each target, T x (T + 1) / 2.
+        cross_pairs: S x T.
+    """
+
+    source_tokens: int
+    target_tokens: int
+    supervised_tokens: int
+    source_pairs: int
+    target_pairs: int
+    cross_pairs: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.source_tokens + other.source_tokens,
+            self.target_tokens + other.target_tokens,
+            self.supervised_tokens + other.supervised_tokens,
+            self.source_pairs + other.source_pairs,
+            self.target_pairs + other.target_pairs,
+            self.cross_pairs + other.cross_pairs,
+        )
+
 
 @dataclass(frozen=True)
 class Family:
@@ -172,6 +242,7 @@ class Family:
         other_tokens: Ordinary tokens to add, in their fixed order.
         lay_out: Turns a dialogue into samples of at most so many tokens.
         config_faults: Tells what in config.json this family cannot be, one line each; looks at the content only.
+        shape_of: Tells weights and attention of the model that config.json's content describes.
         fit_context: Rewrites config.json for sequences of at most so many tokens, where the positions must be scaled.
         auto_modules: Name of a module below transformers' `models.auto` -> full name of our module whose `register`
             takes the former and makes its auto classes know the family.
@@ -194,6 +265,7 @@ class Family:
     other_tokens: tuple[str, ...]
     lay_out: Callable[[Dialogue, LayoutOptions, Measure], Layout]
     config_faults: Callable[[Mapping[str, Any]], Sequence[str]]
+    shape_of: Callable[[Mapping[str, Any]], ModelShape]
     fit_context: Callable[[Mapping[str, Any], int], dict[str, Any]]
     auto_modules: Mapping[str, str]
     load_tokenizer: Callable[[Path], PreTrainedTokenizerBase]

@@ -131,15 +131,14 @@ def test_ratios_are_those_of_the_same_round() -> None:
     assert ratio_of(own, others) == [2, 1, 4]
 
 
-def test_useful_operations_of_a_decoder_are_counted_by_hand() -> None:
+def test_useful_operations_of_an_epoch_are_those_of_its_tokens_without_padding() -> None:
     shape = {"vocab_size": 7, "hidden_size": 4, "intermediate_size": 5, "num_hidden_layers": 3}
     found = useful_flops(replace(WORKLOADS["yuan2"], shape=shape), samples([(2, 1), (3, 2)], has_sources=False))
-    # Query, key, value, output 4x4; both filters 2 x (4x2); three products 4x5; scores and mixing of 3 and 6 pairs.
     layer = 5 * (4 * 16 + 2 * 16 + 3 * 20) + (3 + 6) * 2 * 4
     assert found == 3 * 2 * (3 * layer + 3 * 4 * 7)
 
 
-def test_useful_operations_of_an_encoder_decoder_are_counted_by_hand() -> None:
+def test_useful_operations_of_an_encoder_decoder_have_source_and_target() -> None:
     shape = {"vocab_size": 7, "d_model": 4, "d_kv": 3, "num_heads": 2, "d_ff": 5, "num_layers": 3}
     found = useful_flops(replace(WORKLOADS["flan_t5"], shape=shape), samples([(4, 2)], has_sources=True))
     encoder = 4 * (4 * 4 * 6 + 2 * 4 * 5) + 16 * 2 * 6

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_sft.contracts import Family
+from ds_sft.families.flan_t5.shape import shape_of
 from ds_sft.families.flan_t5.template import OTHER_TOKENS, SPECIAL_TOKENS, lay_out
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ FAMILY = Family(
     other_tokens=OTHER_TOKENS,
     lay_out=lay_out,
     config_faults=_no_faults,
+    shape_of=shape_of,
     fit_context=_as_it_is,
     auto_modules={},
     load_tokenizer=_load_tokenizer,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_sft.contracts import Family
 from ds_sft.families.yuan2.native.rules import config_faults, fit_context
+from ds_sft.families.yuan2.shape import shape_of
 from ds_sft.families.yuan2.template import lay_out
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ FAMILY = Family(
     other_tokens=(),
     lay_out=lay_out,
     config_faults=config_faults,
+    shape_of=shape_of,
     fit_context=fit_context,
     auto_modules={
         "configuration_auto": "ds_sft.families.yuan2.native.configuration",

@@ -8,13 +8,14 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_DEFAULTS = {
+DEFAULT_SIZES = {
     "vocab_size": 135040,
     "hidden_size": 2048,
     "intermediate_size": 8192,
     "num_hidden_layers": 24,
     "num_attention_heads": 32,
 }
+"""Of Yuan2-2B."""
 _MIXTURE_WORDS = ("moe", "expert", "router")
 """Parts of the keys that only the mixture of experts (Yuan2-M32) has."""
 _SCALINGS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -80,7 +81,7 @@ def _mixture_faults(config: Mapping[str, Any]) -> Iterator[str]:
     public = {key.lower(): key for key, value in config.items() if value and not key.startswith("_")}
     named = [key for lower, key in public.items() if any(word in lower for word in _MIXTURE_WORDS)]
     projected = config.get("attention_projection_size")
-    if projected not in (None, config.get("hidden_size", _DEFAULTS["hidden_size"])):
+    if projected not in (None, config.get("hidden_size", DEFAULT_SIZES["hidden_size"])):
         named.append("attention_projection_size")
     if named:
         yield (
@@ -90,7 +91,7 @@ def _mixture_faults(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _size_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    sizes = {name: config.get(name, _DEFAULTS[name]) for name in _SIZES}
+    sizes = {name: config.get(name, DEFAULT_SIZES[name]) for name in _SIZES}
     wrong = [name for name, size in sizes.items() if not _is_positive_integer(size)]
     for name in wrong:
         yield f"{name} must be a whole number above 0, but is {sizes[name]!r}; restore the file"
@@ -109,7 +110,7 @@ def _size_faults(config: Mapping[str, Any]) -> Iterator[str]:
 def _variant_faults(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("use_shareqk"):
         yield "use_shareqk must be false, but is true: no published checkpoint has it; take one without"
-    heads = config.get("num_attention_heads", _DEFAULTS["num_attention_heads"])
+    heads = config.get("num_attention_heads", DEFAULT_SIZES["num_attention_heads"])
     if config.get("num_key_value_heads") not in (None, heads):
         yield (
             f"num_key_value_heads must equal num_attention_heads {heads}, but is {config['num_key_value_heads']!r}; "
@@ -123,14 +124,14 @@ def _number_faults(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"rms_norm_eps must be a number above 0, but is {epsilon!r}; restore the file"
     if not _is_positive_integer(context):
         yield f"max_position_embeddings must be a whole number above 0, but is {context!r}; restore the file"
-    padding, rows = config.get("pad_token_id"), config.get("vocab_size", _DEFAULTS["vocab_size"])
+    padding, rows = config.get("pad_token_id"), config.get("vocab_size", DEFAULT_SIZES["vocab_size"])
     if padding is not None and _is_positive_integer(rows) and (not _is_integer(padding) or not 0 <= padding < rows):
         yield f"pad_token_id must be a token below vocab_size {rows}, but is {padding!r}; restore the file"
 
 
 def _derived_faults(config: Mapping[str, Any]) -> Iterator[str]:
     """Judge keys that other models have: what this one computes, and code that a file must not choose."""
-    width, heads = (config.get(name, _DEFAULTS[name]) for name in ("hidden_size", "num_attention_heads"))
+    width, heads = (config.get(name, DEFAULT_SIZES[name]) for name in ("hidden_size", "num_attention_heads"))
     is_sized = _is_positive_integer(width) and _is_positive_integer(heads)
     if is_sized and config.get("head_dim") not in (None, width // heads):
         yield f"head_dim must be hidden_size / num_attention_heads, but is {config['head_dim']!r}; remove it"
