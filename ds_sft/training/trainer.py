@@ -24,6 +24,7 @@ from ds_sft.save.tensors import DTYPES
 from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, StopCallback
 from ds_sft.training.checkpoints import Checkpoints, without_nan
 from ds_sft.training.collator import collator_for
+from ds_sft.training.compute import compute_of
 from ds_sft.training.evaluation import evaluation_metrics
 from ds_sft.training.inputs import inputs_of
 from ds_sft.training.loaders import evaluation_batches, loader_of, training_batches
@@ -69,11 +70,12 @@ class SftTrainer(ResumingTrainer):
         self._adapters = adapters
         self._save_dtype = DTYPES[save_dtype(args, is_adapted=adapters is not None)]
         self._max_shard_size = args.max_shard_size
+        compute = compute_of(family, model.config.to_dict(), args, is_frozen=adapters is not None)
         super().__init__(
             model=adapters.model if adapters else model,
             args=args,
             checkpoints=checkpoints,
-            throughput=Throughput(args.device, counts_targets=family.is_encoder_decoder),
+            throughput=Throughput(args.device, counts_targets=family.is_encoder_decoder, compute=compute),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -163,7 +165,7 @@ class SftTrainer(ResumingTrainer):
             The batches, and their number of supervised tokens on all ranks.
         """
         smoothing = self.args.label_smoothing_factor
-        batches = self._throughput.waiting(epoch_iterator)
+        batches = self._throughput.taken(epoch_iterator)
         on_device = (inputs_of(batch, device=device, label_smoothing=smoothing) for batch in batches)
         return super().get_batch_samples(on_device, num_batches, device)
 
