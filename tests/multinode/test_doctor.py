@@ -30,6 +30,18 @@ def hidden(cluster: Cluster, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def without_code(cluster: Cluster) -> Iterator[None]:
+    """Let h1 have python but not our code, also where python lies below it."""
+    kept, python = cluster.lab.folder / "kept", sys.prefix
+    hide = (
+        f"mkdir -p {kept} && mount --bind {python} {kept} && mount -t tmpfs none {ROOT} && "
+        f"mkdir -p {python} && mount --bind {kept} {python}"
+    )
+    with changed(cluster, "h1", hide, f"umount {python} && umount {ROOT} && umount {kept}"):
+        yield
+
+
+@contextmanager
 def closed(cluster: Cluster, host: str, ports: str) -> Iterator[None]:
     """Drop new connections to some ports of a host."""
     rules = (
@@ -66,7 +78,7 @@ def test_a_python_that_is_missing(cluster: Cluster) -> None:
 
 
 def test_code_that_is_missing(cluster: Cluster) -> None:
-    with hidden(cluster, ROOT):
+    with without_code(cluster):
         assert only_fault(cluster).startswith(f"h1: code of ds_sft: {ROOT}/ds_sft does not exist -> ")
 
 
