@@ -69,9 +69,13 @@ def test_the_log_has_the_figures_of_every_step_as_numbers(
     flags = main_flags(tiny_checkpoint, conversations_file, tmp_path, max_steps=1)
     run_ranks(train_and_log, flags, world_size=1)
     row = read_json(tmp_path / "trainer_state.json")["log_history"][0]
-    wanted = {"step", "epoch", "loss", "grad_norm", "learning_rate", "num_input_tokens_seen", "tokens_per_second"}
-    assert wanted <= set(row)
+    assert set(row) == {
+        *("step", "epoch", "loss", "grad_norm", "learning_rate", "num_input_tokens_seen", "tokens_per_second"),
+        *("supervised_tokens_per_second", "data_wait_share", "peak_memory_bytes", "seconds_left", "mfu"),
+    }
     assert all(isinstance(value, int | float) for value in row.values())
+    assert 0 < row["data_wait_share"] < 1
+    assert 0 < row["mfu"] < 1
 
 
 def test_tensorboard_is_on_by_default(tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import logging
 import math
-import resource
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from ds_sft.zero.settings import write_resolved
 log = logging.getLogger(__name__)
 
 _ROUNDING = 1e-9
-_BYTES_PER_KIB = 2**10
 _BYTES_PER_GIB = 2**30
 
 
@@ -112,24 +109,6 @@ class BeginCallback(TrainerCallback):
 class ProgressCallback(TrainerCallback):
     """Prints step, epoch, loss, learning rate, gradient norm, throughput, memory and time left."""
 
-    def __init__(self) -> None:
-        self._started = 0.0
-        self._first_step = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the clock.
-
-        Args:
-            args: Unused.
-            state: Where the run begins; above zero after a resume.
-            control: Unused.
-            **kwargs: Unused.
-        """
-        self._started = time.perf_counter()
-        self._first_step = state.global_step
-
     def on_log(
         self,
         args: TrainingArguments,
@@ -150,7 +129,7 @@ class ProgressCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "loss" in logs:
-            log.info("%s", training_line(logs, state, seconds_left=self._seconds_left(state)))
+            log.info("%s", training_line(logs, state))
         elif "eval_loss" in logs:
             log.info(
                 "eval at step %d  loss %.4f  perplexity %.4g  over %d tokens",
@@ -163,18 +142,13 @@ class ProgressCallback(TrainerCallback):
                 scores = {name: logs[f"eval_{name}"] for name in ("rouge1", "rouge2", "rougeL", "bleu", "chrf")}
                 log.info("answers: %s (percent)", "  ".join(f"{name} {score:.1f}" for name, score in scores.items()))
 
-    def _seconds_left(self, state: TrainerState) -> float:
-        done = state.global_step - self._first_step
-        return (time.perf_counter() - self._started) / max(done, 1) * (state.max_steps - state.global_step)
 
-
-def training_line(logs: dict[str, float], state: TrainerState, *, seconds_left: float) -> str:
+def training_line(logs: Mapping[str, float], state: TrainerState) -> str:
     """Put the figures of one logging step into one line.
 
     Args:
-        logs: `loss`, and where known `epoch`, `learning_rate`, `grad_norm`, `tokens_per_second`.
+        logs: `loss`, and what else is known of the row; a figure that is missing is left out.
         state: Tells the step.
-        seconds_left: Until the last step.
 
     Returns:
         A line such as `step 120/3000  4.0%  epoch 0.12  loss 1.4820  lr 3.0e-04  ...`.
@@ -187,34 +161,37 @@ def training_line(logs: dict[str, float], state: TrainerState, *, seconds_left: 
         f"loss {loss:.4f}",
         f"lr {logs.get('learning_rate', 0.0):.2e}",
         f"grad norm {norm:.3g}",
-        f"{logs.get('tokens_per_second', 0.0):,.0f} tokens/s",
-        f"memory {_memory_gib()} GiB",
-        f"eta {_duration(seconds_left)}",
     ]
-    return "  ".join(figures)
+    measured = {name: tell(logs[name]) for name, tell in _MEASURED.items() if name in logs}
+    asides = [measured.pop(name) for name in _ASIDES if name in measured]
+    if asides and "tokens_per_second" in measured:
+        measured["tokens_per_second"] += f" ({', '.join(asides)})"
+    return "  ".join([*figures, *measured.values()])
 
 
-def peak_memory_bytes() -> int:
-    """Give the peak of this rank.
-
-    Returns:
-        Of its GPU, or of its process where there is none.
-    """
+def _memory(peak: float) -> str:
+    """Tell a peak, with the size of the GPU where there is one."""
+    told = f"{peak / _BYTES_PER_GIB:.1f}"
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_KIB
-
-
-def _memory_gib() -> str:
-    """Give the peak of this rank, with the size of its GPU where there is one."""
-    peak = f"{peak_memory_bytes() / _BYTES_PER_GIB:.1f}"
-    if not torch.cuda.is_available():
-        return peak
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return f"{peak}/{total / _BYTES_PER_GIB:.0f}"
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        told += f"/{total / _BYTES_PER_GIB:.0f}"
+    return f"memory {told} GiB"
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+_ASIDES = ("supervised_tokens_per_second", "tokens_per_second_per_rank")
+_MEASURED: Mapping[str, Callable[[float], str]] = {
+    "tokens_per_second": lambda rate: f"{rate:,.0f} tokens/s",
+    "supervised_tokens_per_second": lambda rate: f"{rate:,.0f} supervised",
+    "tokens_per_second_per_rank": lambda rate: f"{rate:,.0f} a rank",
+    "peak_memory_bytes": _memory,
+    "data_wait_share": lambda share: f"data wait {share:.1%}",
+    "mfu": lambda share: f"MFU {share:.1%}",
+    "seconds_left": lambda seconds: f"eta {_duration(seconds)}",
+}
+"""Figure of a row -> how the line tells it, in the order of the line."""

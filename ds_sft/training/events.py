@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ds_sft.errors import DsSftError, PreemptedError
 from ds_sft.save.events import EVENTS, EventFile
 from ds_sft.save.manifest import MANIFEST
-from ds_sft.training.callbacks import peak_memory_bytes
 from ds_sft.training.checkpoints import without_nan
 from ds_sft.training.header import header_lines
 
@@ -138,8 +137,7 @@ class EventsCallback(TrainerCallback):
         if state.is_world_process_zero and state.log_history:
             row = without_nan(state.log_history[-1])
             kind = "log" if "loss" in row else "evaluation" if "eval_loss" in row else "totals"
-            memory = {"peak_memory_bytes": peak_memory_bytes()} if kind == "log" else {}
-            self._record.write(kind, **row, **memory)
+            self._record.write(kind, **row)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record a checkpoint that is whole; one that failed has its warning.

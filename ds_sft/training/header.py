@@ -1,4 +1,4 @@
-"""What a run is, in figures: told in three lines before the first step, kept as an event."""
+"""What a run is, in figures: told in a few lines before the first step, kept as an event."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from ds_sft.config.arguments import TrainingArguments
 from ds_sft.config.budgets import budgets_of
 from ds_sft.contracts import Family
 from ds_sft.data.account import Account
+from ds_sft.training.compute import peak_of, precision_of
 from ds_sft.zero.gather import full_shape
 
 _PERCENT = 100.0
+_TERA = 1e12
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ def run_figures(given: Given, model: nn.Module, args: TrainingArguments, state: 
         state: With the number of steps.
 
     Returns:
-        Plain data; `tokens` and `supervised_tokens` (of an epoch) are None where samples are made on access, and
-        `zero_stage` without DeepSpeed.
+        Plain data; `tokens` and `supervised_tokens` (of an epoch) are None where samples are made on access,
+        `zero_stage` without DeepSpeed, and `peak_flops`, the matrix products a second of the first rank, where nothing
+        is logged.
     """
     trained, total = _parameter_counts(model)
     counters = given.account.counters
@@ -55,7 +58,8 @@ def run_figures(given: Given, model: nn.Module, args: TrainingArguments, state: 
         "family": given.family.name,
         "trained_parameters": trained,
         "parameters": total,
-        "precision": next((name for name in ("bf16", "fp16") if getattr(args, name)), "fp32"),
+        "precision": precision_of(args),
+        "peak_flops": peak_of(args),
         "zero_stage": _zero_stage(args),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "batch": _batch(args, given.family),
@@ -77,7 +81,7 @@ def header_lines(figures: Mapping[str, Any]) -> list[str]:
         figures: As `run_figures` gives them.
 
     Returns:
-        Three lines: model, batch as an equation, tokens.
+        Lines: model, batch as an equation, tokens, and the peak that MFU is measured against, where it was measured.
     """
     trained, total = figures["trained_parameters"], figures["parameters"]
     stage = figures["zero_stage"]
@@ -94,7 +98,15 @@ def header_lines(figures: Mapping[str, Any]) -> list[str]:
         + ("without DeepSpeed" if stage is None else f"ZeRO-{stage}"),
         f"batch: {equation}; {figures['steps']} steps, {figures['samples']:,} samples",
         f"tokens: {told}",
+        *_peak_line(figures),
     ]
+
+
+def _peak_line(figures: Mapping[str, Any]) -> list[str]:
+    if not figures["peak_flops"]:
+        return []
+    peak = f"{figures['peak_flops'] / _TERA:.3g} TFLOP/s"
+    return [f"peak: {peak} measured with matrix products in {figures['precision']} on {figures['device']}"]
 
 
 def _parameter_counts(model: nn.Module) -> tuple[int, int]:

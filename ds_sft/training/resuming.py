@@ -51,7 +51,7 @@ class ResumingTrainer(Trainer):
         self.is_stopped = False
         self._output_dir = Path(str(args.output_dir))
         super().__init__(args=args, **others)
-        self.add_callback(BeginCallback(self._put_totals_back))
+        self.add_callback(BeginCallback(self._begin))
 
     @abstractmethod
     def _export(self, into: Path, finished: Finished | None = None) -> Written:
@@ -89,8 +89,6 @@ class ResumingTrainer(Trainer):
                 checkpoint, rank=self.args.process_index, world_size=self.args.world_size, seed=self.args.seed
             )
             set_engine_state(self, self._shared)
-        # Loading is no part of the throughput.
-        self._throughput.restart()
         return prepared
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -110,6 +108,11 @@ class ResumingTrainer(Trainer):
         """Put back the random numbers of this rank, at the one moment when transformers is ready for it."""
         if self._own is not None and self._own["random"] is not None:
             set_random_state(self._own["random"])
+
+    def _begin(self) -> None:
+        # Loading is no part of the throughput.
+        self._throughput.begin(self.state.global_step)
+        self._put_totals_back()
 
     def _put_totals_back(self) -> None:
         """Go on with the loss that was not logged yet, and with what was counted."""

@@ -24,6 +24,7 @@ from ds_sft.save.tensors import DTYPES
 from ds_sft.training.callbacks import ProgressCallback, ResolvedConfigCallback, StopCallback
 from ds_sft.training.checkpoints import Checkpoints, without_nan
 from ds_sft.training.collator import collator_for
+from ds_sft.training.compute import compute_of
 from ds_sft.training.evaluation import evaluation_metrics
 from ds_sft.training.inputs import inputs_of
 from ds_sft.training.loaders import evaluation_batches, loader_of, training_batches
@@ -72,11 +73,12 @@ class SftTrainer(ResumingTrainer):
         self._adapters = adapters
         self._save_dtype = DTYPES[save_dtype(args, is_adapted=adapters is not None)]
         self._max_shard_size = args.max_shard_size
+        compute = compute_of(family, model.config.to_dict(), args, is_frozen=adapters is not None)
         super().__init__(
             model=adapters.model if adapters else model,
             args=args,
             checkpoints=checkpoints,
-            throughput=Throughput(args.device, counts_targets=family.is_encoder_decoder),
+            throughput=Throughput(args.device, counts_targets=family.is_encoder_decoder, compute=compute),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -166,18 +168,20 @@ class SftTrainer(ResumingTrainer):
             The batches, and their number of supervised tokens on all ranks.
         """
         smoothing = self.args.label_smoothing_factor
-        on_device = (inputs_of(batch, device=device, label_smoothing=smoothing) for batch in epoch_iterator)
+        batches = self._throughput.taken(epoch_iterator)
+        on_device = (inputs_of(batch, device=device, label_smoothing=smoothing) for batch in batches)
         return super().get_batch_samples(on_device, num_batches, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add throughput over all ranks; every rank comes here at a logging step, so it may be summed.
+        """Add throughput over all ranks; every rank comes here at a logging step, so it may be gathered.
 
         Args:
             logs: What Trainer measured.
             start_time: As in Trainer.
         """
         if "loss" in logs:
-            logs |= self._throughput.report(lambda counts: self.accelerator.reduce(counts, reduction="sum"))
+            logs |= self._throughput.report(self.accelerator.gather)
+            logs["seconds_left"] = self._throughput.seconds_left(self.state.global_step, last_step=self.state.max_steps)
             logs |= self._numerics.report()
             logs |= self._spikes.note(self.state.global_step, logs["loss"])
         # JSON has no word for NaN, and a zero in its place would be a lie.

@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_and_went_on_is_told_in_its_order(output: Path) -
 def test_the_rows_are_those_of_the_log_with_null_for_a_step_that_was_left_out(output: Path) -> None:
     history = read_json(output / "trainer_state.json")["log_history"]
     rows = [
-        {name: value for name, value in event.items() if name not in {"event", "time", "peak_memory_bytes"}}
+        {name: value for name, value in event.items() if name not in {"event", "time"}}
         for event in of_kind(output, "log")
     ]
     assert rows == [row for row in history if "loss" in row]
@@ -102,9 +102,11 @@ def test_the_first_event_counts_whole_weights_and_tells_the_batch(output: Path) 
     assert (
         start["supervised_tokens"] == read_json(output / "data_counters.json")["train"]["counters"]["tokens_supervised"]
     )
-    assert {name: value for name, value in resume.items() if name not in {"event", "time", "step"}} == {
-        name: value for name, value in start.items() if name not in {"event", "time", "step"}
+    measured = {"event", "time", "step", "peak_flops"}
+    assert {name: value for name, value in resume.items() if name not in measured} == {
+        name: value for name, value in start.items() if name not in measured
     }
+    assert 1e6 < start["peak_flops"] < 1e15
     assert resume["step"] == 3
 
 
@@ -114,6 +116,8 @@ FIGURES: dict[str, Any] = {
     "trained_parameters": 1500,
     "parameters": 3000,
     "precision": "bf16",
+    "peak_flops": 61.25e12,
+    "device": "D",
     "zero_stage": 2,
     "batch": {"unit": "samples", "size": 64, "micro": 4, "accumulation": 2, "ranks": 8},
     "steps": 120,
@@ -123,11 +127,12 @@ FIGURES: dict[str, Any] = {
 }
 
 
-def test_the_header_has_three_lines() -> None:
+def test_the_header_has_four_lines() -> None:
     assert header_lines(FIGURES) == [
         "model: M (f), 1,500 of 3,000 parameters train (50.00 %), bf16, ZeRO-2",
         "batch: 64 samples = 4 micro x 2 accumulate x 8 ranks; 120 steps, 48 samples",
         "tokens: 2,000 an epoch, 500 of them supervised (25.0 %)",
+        "peak: 61.2 TFLOP/s measured with matrix products in bf16 on D",
     ]
 
 
@@ -143,7 +148,8 @@ def test_without_deepspeed_a_packed_step_is_told_in_tokens(family: str, unit: st
 
 
 def test_what_is_not_known_is_said_to_be_unknown() -> None:
-    first, _, last = header_lines({**FIGURES, "zero_stage": None, "tokens": None, "supervised_tokens": None})
+    unknown = dict.fromkeys(("zero_stage", "tokens", "supervised_tokens", "peak_flops"))
+    first, _, last = header_lines({**FIGURES, **unknown})
     assert first.endswith("bf16, without DeepSpeed")
     assert last == "tokens: not counted, because samples are made on access"
 

@@ -9,7 +9,9 @@ from jinja2 import Environment, StrictUndefined
 from ds_sft.tools.policy import hash_of
 from ds_sft.tools.render import heading, shown
 from ds_sft.tools.run_report.examples import Examples
+from ds_sft.tools.run_report.panels import Panel, panels_of
 from ds_sft.tools.run_report.plots import HEIGHT, WIDTH, plots_of
+from ds_sft.tools.run_report.predictions import PREDICTED, Predictions
 from ds_sft.tools.run_report.record import Row, Run
 from ds_sft.tools.run_report.surroundings import Surroundings, without_home
 from ds_sft.tools.samples import Sample
@@ -18,17 +20,18 @@ from ds_sft.visible import visible
 _TEMPLATE = Path(__file__).with_name("page.html")
 _MOST_ROWS = 200
 _NOT_TOLD = ("event", "time", "step")
+_UNITS = {"peak_flops": ("TFLOP/s, measured", 1e12), "planned_memory": ("GiB a rank", 2**30)}
 _FACTORS = {"micro": "micro", "accumulation": "accumulate", "ranks": "ranks"}
-_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
-def page_of(run: Run, beside: Surroundings, examples: Examples) -> str:
+def page_of(run: Run, beside: Surroundings, examples: Examples, predictions: Predictions) -> str:
     """Make the page.
 
     Args:
         run: Its log.
         beside: What lies beside the log.
         examples: Its samples.
+        predictions: What the model answered.
 
     Returns:
         HTML; all that comes from files is text, with control characters shown. The same input gives the same bytes.
@@ -42,12 +45,15 @@ def page_of(run: Run, beside: Surroundings, examples: Examples) -> str:
         height=HEIGHT,
         facts=list(_facts(run)),
         plots=plots_of(run),
+        columns=["step", "loss", *(panel.title for panel in panels_of(run.rows))],
         table=_table(run.rows),
         num_rows=len(run.rows),
         lists=list(_lists(run)),
         counters=[(role, _account(told)) for role, told in beside.counters.items()],
         examples_note=without_home(examples.note),
         samples=[_sample(sample) for sample in examples.samples],
+        predicted=PREDICTED,
+        predictions=predictions,
         files=beside.files,
         files_of=beside.files_of,
         fingerprint=list(beside.facts.items()),
@@ -71,6 +77,9 @@ def _in_words(name: str, value: object) -> str:
     if name == "batch" and isinstance(value, dict):
         told = (f"{value.get(part)} {word}" for part, word in _FACTORS.items())
         return f"{value.get('size')} {value.get('unit')} = {' x '.join(told)}"
+    if name in _UNITS and isinstance(value, int | float):
+        unit, size = _UNITS[name]
+        return f"{value / size:.3g} {unit}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {part}" for key, part in value.items())
     is_count = isinstance(value, int) and not isinstance(value, bool)
@@ -80,13 +89,14 @@ def _in_words(name: str, value: object) -> str:
 def _table(rows: Sequence[Row]) -> list[list[str]]:
     """Give the values in words, evenly picked where there are many."""
     step = -(-len(rows) // _MOST_ROWS) or 1
-    return [[_cell(row, name) for name in _COLUMNS] for row in rows[::step]]
+    shown = [Panel("step", ""), Panel("loss", ""), *panels_of(rows)]
+    return [[_cell(row, panel.name, factor=panel.factor) for panel in shown] for row in rows[::step]]
 
 
-def _cell(row: Row, name: str) -> str:
+def _cell(row: Row, name: str, *, factor: float = 1.0) -> str:
     if name not in row:
         return ""
-    return "not finite" if row[name] is None else f"{row[name]:.6g}"
+    return "not finite" if row[name] is None else f"{factor * row[name]:.6g}"
 
 
 def _lists(run: Run) -> Iterator[tuple[str, Sequence[tuple[str, ...]], int]]:

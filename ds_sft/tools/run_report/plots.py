@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from ds_sft.tools.run_report.record import Kind, Mark, Run
+from ds_sft.tools.run_report.panels import MEMORY, panels_of
+from ds_sft.tools.run_report.record import Kind, Mark, Run, number
 from ds_sft.tools.run_report.series import Series, series_of, smoothed
 
 WIDTH, HEIGHT = 1000, 240
 _MOST_MARKS = 300
-_BYTES_PER_GIB = 2**30
 _KINDS: Mapping[Kind, tuple[str, float, float]] = {
     "not finite": ("loss not finite", 0.0, 1.0),
     "left out": ("steps left out", 0.0, 0.1),
@@ -119,17 +119,21 @@ def plots_of(run: Run) -> list[Plot]:
         "smoothed": ("smooth", smoothed(run.rows, "loss")),
         "evaluation": ("dots", evaluations),
     }
-    others = [
-        ("learning rate", "learning_rate", 1.0),
-        ("gradient norm", "grad_norm", 1.0),
-        ("tokens per second", "tokens_per_second", 1.0),
-        ("supervised tokens per second", "supervised_tokens_per_second", 1.0),
-        ("peak memory of the first rank, GiB", "peak_memory_bytes", 1 / _BYTES_PER_GIB),
-    ]
     drawn = [_plot("loss", loss, run.marks)]
-    for title, name, factor in others:
-        drawn.append(_plot(title, {title: ("raw", series_of(run.rows, name, factor=factor))}, ()))
+    for panel in panels_of(run.rows):
+        series = series_of(run.rows, panel.name, factor=panel.factor)
+        lines = {panel.title: ("raw", series)}
+        planned = number(run.figures.get("planned_memory")) if panel is MEMORY else None
+        if planned is not None:
+            lines["planned"] = ("planned", _level(planned * panel.factor, series))
+        drawn.append(_plot(panel.title, lines, ()))
     return [plot for plot in drawn if plot is not None]
+
+
+def _level(value: float, series: Series) -> Series:
+    """Give one value over all steps of a figure."""
+    steps = [step for step, _ in series.points]
+    return Series([(step, value) for step in sorted({min(steps), max(steps)})], 1)
 
 
 def _plot(title: str, named: Mapping[str, tuple[str, Series]], marks: Sequence[Mark]) -> Plot | None:

@@ -11,6 +11,7 @@ from ds_sft.save.files import replace_file
 from ds_sft.tools.run_report.examples import read_examples
 from ds_sft.tools.run_report.page import page_of
 from ds_sft.tools.run_report.picture import picture_of
+from ds_sft.tools.run_report.predictions import read_predictions
 from ds_sft.tools.run_report.record import Run, read_run
 from ds_sft.tools.run_report.summary import summary_of
 from ds_sft.tools.run_report.surroundings import read_surroundings
@@ -48,7 +49,7 @@ def report(wanted: Wanted) -> Iterator[str]:
     beside = read_surroundings(run)
     summary = json.dumps(summary_of(run, beside), allow_nan=False, sort_keys=True)
     into = wanted.output_dir or wanted.folder
-    page = page_of(run, beside, read_examples(run, num=wanted.num_samples))
+    page = page_of(run, beside, read_examples(run, num=wanted.num_samples), read_predictions(run.folder))
     for name, content in {
         "report.html": page.encode(),
         "report.json": f"{summary}\n".encode(),

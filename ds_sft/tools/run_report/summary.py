@@ -3,11 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
+from ds_sft.tools.run_report.panels import PANELS
 from ds_sft.tools.run_report.record import Row, Run
 from ds_sft.tools.run_report.series import series_of
 from ds_sft.tools.run_report.surroundings import Surroundings, without_home
 
-_FIGURES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "peak_memory_bytes")
+_FIGURES = ("loss", *(panel.name for panel in PANELS))
 
 
 def summary_of(run: Run, beside: Surroundings) -> dict[str, Any]:

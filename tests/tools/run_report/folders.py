@@ -2,10 +2,19 @@
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from ds_sft.config.sources import DataArguments
+from ds_sft.contracts import LayoutOptions
+from ds_sft.data.datasets import SampleDataset, build_dataset
+from ds_sft.data.draft import Encoder
+from ds_sft.families import family_named
 
 Row = dict[str, Any]
 
@@ -32,6 +41,48 @@ def write_events(folder: Path, *events: tuple[str, Row]) -> Path:
     lines = [json.dumps({"event": kind, "time": "2026-01-02T03:04:05+00:00", **facts}) for kind, facts in events]
     (folder / "events.jsonl").write_text("".join(f"{line}\n" for line in lines))
     return folder
+
+
+def write_predictions(folder: Path, *told: Row) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "predictions.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in told))
+    return folder
+
+
+def write_run(folder: Path, *, checkpoint: Path, data: Path) -> Path:
+    """Write the folder of a run as it is left, its model and tokenizer too; what it began with has gone."""
+    shutil.copytree(checkpoint, folder)
+    settings: Row = {
+        "model_name_or_path": str(folder / "gone"),
+        "data_path": str(data),
+        "output_dir": str(folder),
+        "model_max_length": 192,
+        "learning_rate": 1e-4,
+        "lazy_preprocess": False,
+    }
+    (folder / "ds_sft.resolved.yaml").write_text(yaml.safe_dump(settings))
+    write_events(folder, ("start", {"step": 0, "model": "M"}), ("end", {"outcome": "finished"}))
+    return write_state(folder, rows(20))
+
+
+def samples_of_run(folder: Path, data: Path) -> SampleDataset:
+    """Give the samples that a run of such a folder trains."""
+    family = family_named("flan_t5")
+    options = LayoutOptions(max_tokens=192, loss_mode="efficient", name="native")
+    encoder = Encoder(family, family.load_tokenizer(folder), options)
+    return build_dataset(data, data=DataArguments(str(data)), encoder=encoder)
+
+
+def write_many_conversations(file: Path, shipped: Path, *, num: int) -> Path:
+    """Write the shipped conversations again and again, each time with another ending."""
+    known = json.loads(shipped.read_text(encoding="utf-8"))
+    told = []
+    for number in range(num):
+        turns = [dict(turn) for turn in known[number % len(known)]["conversations"]]
+        turns[-1]["value"] += " \u2713" * (number // len(known)) + " word" * (number % 7)
+        told.append({"id": f"n{number}", "conversations": turns})
+    file.write_text(json.dumps(told), encoding="utf-8")
+    return file
 
 
 class Page(HTMLParser):

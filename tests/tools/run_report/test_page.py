@@ -5,16 +5,19 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ds_sft.contracts import IGNORE_INDEX
 from ds_sft.tools.run_report.examples import Examples
 from ds_sft.tools.run_report.page import page_of
+from ds_sft.tools.run_report.predictions import read_predictions
 from ds_sft.tools.run_report.record import read_run
 from ds_sft.tools.run_report.surroundings import read_surroundings
 from ds_sft.tools.samples import Piece, Sample
-from tests.tools.run_report.folders import Page, num_points, row, rows, write_events, write_state
+from ds_sft.visible import visible
+from tests.tools.run_report.folders import Page, num_points, row, rows, write_events, write_predictions, write_state
 
 PAYLOADS = [
     "</script><img src=x onerror=alert(1)>",
@@ -22,9 +25,21 @@ PAYLOADS = [
     "]]></SCRIPT ><svg onload=alert(1)>",
     "'\"><b onmouseover=alert(1)>",
     "{{ 7 * 7 }}{% raw %}",
+    "{% endraw %}{{ ''.__class__ }}{# open",
     "javascript:alert(1)",
     "</title></style><script>alert(1)</script>",
     "\u2028`${alert(1)}`&lt;img&gt;\x00\x1b]0;x\x07\u202e",
+    "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
+    '<a href="javascript:alert(1)" autofocus onfocus=alert(1)>x</a>',
+    "<details open ontoggle=alert(1)><summary>x</summary>",
+    "<math><mtext></table><mglyph><style><img src onerror=alert(1)>",
+    "<base href=//elsewhere.example/><link rel=stylesheet href=//elsewhere.example/a.css>",
+    "<meta http-equiv=refresh content='0;url=data:text/html,<script>alert(1)</script>'>",
+    "<form action=//elsewhere.example/><input name=a autofocus><button>go</button>",
+    "<video src=x onerror=alert(1)><audio src=x onerror=alert(1)>",
+    "&#60;script&#62;alert(1)&#60;/script&#62;\ufeff",
+    '" style="position:fixed;inset:0;background:url(//elsewhere.example/a)" x="',
+    "</td></tr></table></pre></article></main><object data=x></object><style>*{display:none}</style>",
 ]
 
 
@@ -37,7 +52,7 @@ def sample_of(text: str, *, identity: str = "") -> Sample:
 
 def page_text(folder: Path, *samples: Sample, note: str = "") -> str:
     run = read_run(folder)
-    return page_of(run, read_surroundings(run), Examples(samples, note))
+    return page_of(run, read_surroundings(run), Examples(samples, note), read_predictions(folder))
 
 
 @pytest.fixture
@@ -96,14 +111,56 @@ def everywhere(folder: Path, text: str) -> str:
     (folder / "ds_sft.resolved.yaml").write_text(text)
     counters = {text: {"data": text, "counters": {text: text}, "rejected": [text]}}
     (folder / "data_counters.json").write_text(json.dumps(counters))
+    write_predictions(folder, {"step": 1, **dict.fromkeys(("place", "question", "expected", "prediction"), text)})
+    facts = {"versions": {text: text}, text: text}
+    files = {f"a{text}".replace("\0", ""): {"size": 1, "sha256": text}}
+    manifest = {"format": 1, "step": 1, "world_size": 1, "files": files, "facts": facts}
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
     write_state(folder, [row(1, 2.0, **{text: 1.0}), {"step": 1, "eval_loss": 1.0, f"eval_{text}": 1.0}])
     return page_text(folder, sample_of(text, identity=text), note=text)
+
+
+MEASURED = {
+    "tokens_per_second": 100.0,
+    "supervised_tokens_per_second": 25.0,
+    "peak_memory_bytes": 3 * 2**29,
+    "data_wait_share": 0.0125,
+    "mfu": 0.4,
+}
+
+
+def test_every_measured_figure_has_a_plot_and_a_column_with_its_unit(tmp_path: Path) -> None:
+    page = Page(page_text(write_state(tmp_path, [row(1, 2.0, **MEASURED), row(2, 1.0, **MEASURED)])))
+    assert [page.texts[index] for index in page.of("h3")] == [
+        "loss",
+        "learning rate",
+        "gradient norm",
+        "tokens per second",
+        "supervised tokens per second",
+        "peak memory of a rank, GiB",
+        "waiting for data, % of the time",
+        "MFU, % of the measured peak",
+    ]
+    table = page.of("table")[0]
+    cells = [page.texts[index] for index in page.of("td") if index > table][:9]
+    assert cells == ["1", "2", "0.0001", "1.5", "100", "25", "1.5", "1.25", "40"]
+    assert [page.texts[index] for index in page.of("th", scope="col")[:3]] == ["step", "loss", "learning rate"]
+
+
+@pytest.mark.parametrize(("planned", "label"), [(2**31, "from 1.5 to 2"), (None, "from 1.5 to 1.5"), ("many", "1.5")])
+def test_the_planned_memory_is_a_line_where_the_run_tells_it(planned: Any, label: str, tmp_path: Path) -> None:
+    write_events(tmp_path, ("start", {"step": 0, "planned_memory": planned}))
+    page = Page(page_text(write_state(tmp_path, [row(step, 1.0, **MEASURED) for step in (1, 2, 3)])))
+    (memory,) = [one for one in page.of("svg", role="img") if "memory" in (page.elements[one][1]["aria-label"] or "")]
+    assert label in (page.elements[memory][1]["aria-label"] or "")
+    assert bool(page.of("path", style="planned")) == isinstance(planned, int)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_text_of_a_file_becomes_an_element(payload: str, tmp_path: Path) -> None:
     harmless, tried = Page(everywhere(tmp_path / "a", "x")), Page(everywhere(tmp_path / "b", payload))
     assert tried.elements == harmless.elements
+    assert tried.texts[0].count(visible(payload)) >= 29, "it is shown in every place"
     assert tried.texts[tried.of("title")[0]] == "Run report"
     assert [text for text in tried.texts if set(text) & set("\x00\x1b\u202e")] == []
 

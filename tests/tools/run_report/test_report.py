@@ -1,21 +1,16 @@
 """Three files, the same bytes for the same run, with the samples that training saw."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ds_sft.config.sources import DataArguments
-from ds_sft.contracts import IGNORE_INDEX, LayoutOptions
-from ds_sft.data.datasets import build_dataset
-from ds_sft.data.draft import Encoder
+from ds_sft.contracts import IGNORE_INDEX
 from ds_sft.errors import SaveError
-from ds_sft.families import family_named
 from ds_sft.tools.run_report.report import Wanted, report
-from tests.tools.run_report.folders import Page, row, rows, write_events, write_state
+from tests.tools.run_report.folders import Page, row, rows, samples_of_run, write_run, write_state
 
 NUM = 30
 
@@ -27,29 +22,13 @@ def written(folder: Path, into: Path | None = None, *, is_json: bool = False) ->
 @pytest.fixture
 def run(tiny_checkpoint: Path, conversations_file: Path, tmp_path: Path) -> Path:
     """The folder of a run as it is left, its model and tokenizer too; what it began with has gone."""
-    folder = tmp_path / "run"
-    shutil.copytree(tiny_checkpoint, folder)
-    settings: dict[str, Any] = {
-        "model_name_or_path": str(tmp_path / "gone"),
-        "data_path": str(conversations_file),
-        "output_dir": str(folder),
-        "model_max_length": 192,
-        "learning_rate": 1e-4,
-        "lazy_preprocess": False,
-    }
-    (folder / "ds_sft.resolved.yaml").write_text(yaml.safe_dump(settings))
-    write_events(folder, ("start", {"step": 0, "model": "M"}), ("end", {"outcome": "finished"}))
-    return write_state(folder, rows(20))
+    return write_run(tmp_path / "run", checkpoint=tiny_checkpoint, data=conversations_file)
 
 
 def test_the_samples_are_those_of_training(run: Path, conversations_file: Path) -> None:
     written(run)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
-    family = family_named("flan_t5")
-    tokenizer = family.load_tokenizer(run)
-    options = LayoutOptions(max_tokens=192, loss_mode="efficient", name="native")
-    data = DataArguments(str(conversations_file))
-    dataset = build_dataset(conversations_file, data=data, encoder=Encoder(family, tokenizer, options))
+    dataset = samples_of_run(run, conversations_file)
     articles = page.of("article")
     assert len(articles) == NUM
     for number, (start, end) in enumerate(zip(articles, [*articles[1:], len(page.elements)], strict=True)):
