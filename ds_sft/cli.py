@@ -287,12 +287,13 @@ def plan(  # its flags
     json: JsonFlag = False,
 ) -> None:
     """Tell the memory, steps, disk and time of a run before it is one."""
-    from ds_sft.tools.plan.plan import Machines
+    from ds_sft.tools.plan.plan import Machines, refuse_fit_without_size
     from ds_sft.tools.plan.plan import fit as fitted
     from ds_sft.tools.plan.plan import plan as lines
 
     set_up_logging()
     machines = Machines(gpus, fit or gpu_memory, hosts, peak_tflops)
+    refuse_fit_without_size(fit, gpu_memory=gpu_memory, output=output, is_json=json)
     _show(fitted(context.args, machines, output=output) if fit else lines(context.args, machines, is_json=json))
 
 

@@ -72,6 +72,29 @@ def plan(arguments: Sequence[str], machines: Machines, *, is_json: bool) -> Iter
         log.info("next: ds-sft train %s", shlex.join(arguments))
 
 
+def refuse_fit_without_size(fit: str | None, *, gpu_memory: str | None, output: Path | None, is_json: bool) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        fit: Size to fit into; None when the run is only looked at.
+        gpu_memory: Size that the run is held against.
+        output: File for a recipe.
+        is_json: Whether JSON was asked for.
+
+    Raises:
+        UsageError: For each of them.
+    """
+    faults = []
+    if output is not None and not fit:
+        faults.append(f"output: needs --fit, but only {output} is given; add --fit 24GB")
+    if fit and gpu_memory:
+        faults.append(f"gpu_memory: must not stand beside --fit {fit}, but is {gpu_memory}; drop one of them")
+    if fit and is_json:
+        faults.append("json: tells a plan, but --fit was asked for; plan the recipe that -o writes with --json")
+    if faults:
+        raise UsageError(*faults)
+
+
 def fit(arguments: Sequence[str], machines: Machines, *, output: Path | None) -> Iterator[str]:
     """Find the cheapest way that fits, and write it as a recipe.
 

@@ -17,7 +17,7 @@ from ds_sft.errors import ConfigError, DsSftError, MissingInputError, SaveError,
 from ds_sft.families import family_of
 from ds_sft.model.folder import find_model_folder
 from ds_sft.tools.plan.job import RunArguments
-from ds_sft.tools.plan.plan import Machines, fit, plan
+from ds_sft.tools.plan.plan import Machines, fit, plan, refuse_fit_without_size
 from ds_sft.tools.recipes import shipped_recipes
 from ds_sft.training.preflight import check
 from tests.conftest import CONFIGS, ROOT
@@ -180,6 +180,15 @@ def test_a_fitted_recipe_is_one_that_passes_the_checks_before_a_run(
     assert asked(figures(str(file), num_gpus=1, gpu_memory="24GB"))["name"] == "ZeRO-2, optimizer in RAM"
     with pytest.raises(SaveError, match="output: must not exist"):
         list(fit(["yuan2-2b-full"], Machines(1, "24GB"), output=file))
+
+
+def test_options_without_effect_are_refused_together() -> None:
+    with pytest.raises(UsageError) as caught:
+        refuse_fit_without_size("24GB", gpu_memory="80GB", output=None, is_json=True)
+    assert [told.split(":")[0] for told in caught.value.faults] == ["gpu_memory", "json"]
+    with pytest.raises(UsageError, match=r"^output: needs --fit, but only my\.yaml is given; add --fit 24GB$"):
+        refuse_fit_without_size(None, gpu_memory=None, output=Path("my.yaml"), is_json=False)
+    refuse_fit_without_size("24GB", gpu_memory=None, output=Path("my.yaml"), is_json=False)
 
 
 def test_a_plan_loads_no_torch() -> None:
