@@ -1,17 +1,36 @@
 """`ds-sft`: the verbs; each loads what it needs when it runs, so that help comes at once and loads no torch."""
 
 import sys
-from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from ds_sft import __version__
+from ds_sft.cli_options import (
+    AskedModel,
+    BaseModel,
+    BatchSize,
+    Device,
+    Dtype,
+    JsonFlag,
+    MasterAddr,
+    MasterPort,
+    MaxNewTokens,
+    MaxRestarts,
+    MaxTokens,
+    MinHosts,
+    NumData,
+    NumGpus,
+    NumWorkers,
+    PatienceSeconds,
+    Seed,
+    StopSeconds,
+    Temperature,
+    TopP,
+)
 from ds_sft.reporting import run, set_up_logging
+from ds_sft.terminal import is_coloured, show, show_at_once, typed
 from ds_sft.tools.flags import flag_help
 
 _FLAGS_OF_TRAINING = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -25,36 +44,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-MasterPort = Annotated[
-    int, typer.Option("--master_port", "--master-port", min=1, max=65535, help="Port of the first host.")
-]
-BaseModel = Annotated[
-    str | None,
-    typer.Option("--model_name_or_path", "--model-name-or-path", help="The adapter's model, where it has moved."),
-]
-MaxNewTokens = Annotated[
-    int, typer.Option("--max_new_tokens", "--max-new-tokens", min=1, help="Most tokens of an answer.")
-]
-Temperature = Annotated[
-    float, typer.Option(help="0: the likeliest token each time; above it tokens are drawn, less surely the higher.")
-]
-TopP = Annotated[
-    float, typer.Option("--top_p", "--top-p", help="Draw from the likeliest tokens of together this probability.")
-]
-Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--model_max_length", "--model-max-length", min=2, help="Most tokens of a sequence; as trained by default."
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one by default.")]
-Dtype = Annotated[
-    Literal["bf16", "fp16", "fp32"] | None,
-    typer.Option(help="Number format; by default bf16 on a GPU and fp32 on a CPU."),
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -83,16 +72,14 @@ def validate(
     context: typer.Context,
     *,
     json: JsonFlag = False,
-    num_workers: Annotated[
-        int, typer.Option("--num_workers", "--num-workers", min=0, help="Processes; 0 for one a core.")
-    ] = 0,
+    num_workers: NumWorkers = 0,
 ) -> None:
     """Look at every record of the data and tell what training would make of it."""
     from ds_sft.tools.validate import Effort
     from ds_sft.tools.validate import validate as lines
 
     set_up_logging()
-    _show(lines(context.args, Effort(is_json=json, num_workers=num_workers)))
+    show(lines(context.args, Effort(is_json=json, num_workers=num_workers)))
 
 
 @app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE, epilog=flag_help())
@@ -108,33 +95,21 @@ def preview(
     from ds_sft.tools.preview import preview as lines
 
     set_up_logging()
-    look = Look(num=num, is_json=json, is_coloured=_is_coloured(Console()), page=html)
-    _show(lines(context.args, look))
+    look = Look(num=num, is_json=json, is_coloured=is_coloured(), page=html)
+    show(lines(context.args, look))
 
 
 @app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
 def launch(  # noqa: PLR0913, PLR0917  # its flags
     context: typer.Context,
     hostfile: Annotated[Path | None, typer.Option(help="Lines of `NAME slots=N`; this host alone without it.")] = None,
-    num_gpus: Annotated[
-        int | None, typer.Option("--num_gpus", "--num-gpus", min=1, help="Ranks on this host, without a hostfile.")
-    ] = None,
-    master_addr: Annotated[
-        str | None, typer.Option("--master_addr", "--master-addr", help="Address of the first host, if not its name's.")
-    ] = None,
+    num_gpus: NumGpus = None,
+    master_addr: MasterAddr = None,
     master_port: MasterPort = 29500,
-    max_restarts: Annotated[
-        int, typer.Option("--max_restarts", "--max-restarts", min=0, help="Starts after hosts or ranks were lost.")
-    ] = 0,
-    min_hosts: Annotated[
-        int, typer.Option("--min_hosts", "--min-hosts", min=1, help="With fewer hosts it is not started again.")
-    ] = 1,
-    patience_seconds: Annotated[
-        int, typer.Option("--patience_seconds", "--patience-seconds", min=5, help="How long a host may be silent.")
-    ] = 20,
-    stop_seconds: Annotated[
-        int, typer.Option("--stop_seconds", "--stop-seconds", min=1, help="How long ranks may take to save and leave.")
-    ] = 120,
+    max_restarts: MaxRestarts = 0,
+    min_hosts: MinHosts = 1,
+    patience_seconds: PatienceSeconds = 20,
+    stop_seconds: StopSeconds = 120,
     *,
     dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run", help="Print the commands of all hosts.")] = False,
 ) -> None:
@@ -146,7 +121,7 @@ def launch(  # noqa: PLR0913, PLR0917  # its flags
     set_up_logging()
     patience = Patience(patience_seconds, stop_seconds)
     wish = Wish(hostfile, num_gpus, master_addr, master_port, max_restarts, min_hosts, patience, dry_run)
-    _show(lines(context.args, wish))
+    show(lines(context.args, wish))
 
 
 @app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
@@ -164,7 +139,7 @@ def doctor(
 
     set_up_logging()
     words = [*([str(recipe)] if recipe else ()), *context.args]
-    _show(lines(words, hostfile=hostfile, master_port=master_port, is_json=json, is_quick=quick))
+    show(lines(words, hostfile=hostfile, master_port=master_port, is_json=json, is_quick=quick))
 
 
 @app.command()
@@ -188,27 +163,21 @@ def merge(  # its flags
     from ds_sft.tools.merge import merge as lines
 
     set_up_logging()
-    _show(lines(Request(adapter, output_dir, model, save_dtype, max_shard_size, is_json=json)))
+    show(lines(Request(adapter, output_dir, model, save_dtype, max_shard_size, is_json=json)))
 
 
 @app.command()
 def generate(  # noqa: PLR0913, PLR0917  # its flags
-    model: Annotated[
-        str, typer.Argument(help="A model, or an adapter: a folder or a name on the hub.", show_default=False)
-    ],
+    model: AskedModel,
     data_path: Annotated[Path, typer.Option("--data_path", "--data-path", help="Conversations; their last questions.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the answers: one JSON object a line.")],
     base: BaseModel = None,
-    num_data: Annotated[
-        int, typer.Option("--num_data", "--num-data", help="The first so many conversations only; -1 for all.")
-    ] = -1,
+    num_data: NumData = -1,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
-    batch_size: Annotated[
-        int, typer.Option("--batch_size", "--batch-size", min=1, help="Questions side by side; changes no answer.")
-    ] = 8,
+    batch_size: BatchSize = 8,
     model_max_length: MaxTokens = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -220,14 +189,12 @@ def generate(  # noqa: PLR0913, PLR0917  # its flags
 
     set_up_logging()
     asking = Asking(max_new_tokens, temperature, top_p, seed, model_max_length, device, dtype, base)
-    _show(lines(Request(model, data_path, output, asking, batch_size, num_data)))
+    show(lines(Request(model, data_path, output, asking, batch_size, num_data)))
 
 
 @app.command()
 def chat(  # noqa: PLR0913, PLR0917  # its flags
-    model: Annotated[
-        str, typer.Argument(help="A model, or an adapter: a folder or a name on the hub.", show_default=False)
-    ],
+    model: AskedModel,
     base: BaseModel = None,
     system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -245,7 +212,7 @@ def chat(  # noqa: PLR0913, PLR0917  # its flags
 
     set_up_logging()
     asking = Asking(max_new_tokens, temperature, top_p, seed, model_max_length, device, dtype, base)
-    talk(Request(model, asking, system), _typed(), _show_at_once)
+    talk(Request(model, asking, system), typed(), show_at_once)
 
 
 @app.command()
@@ -265,7 +232,7 @@ def report(
     from ds_sft.tools.run_report.report import report as lines
 
     set_up_logging()
-    _show(lines(Wanted(folder, output_dir, num_samples, is_json=json)))
+    show(lines(Wanted(folder, output_dir, num_samples, is_json=json)))
 
 
 @app.command(context_settings=_FLAGS_OF_TRAINING, options_metavar=_USAGE)
@@ -294,7 +261,7 @@ def plan(  # its flags
     set_up_logging()
     machines = Machines(gpus, fit or gpu_memory, hosts, peak_tflops)
     refuse_fit_without_size(fit, gpu_memory=gpu_memory, output=output, is_json=json)
-    _show(fitted(context.args, machines, output=output) if fit else lines(context.args, machines, is_json=json))
+    show(fitted(context.args, machines, output=output) if fit else lines(context.args, machines, is_json=json))
 
 
 @app.command()
@@ -303,7 +270,7 @@ def recipes(*, json: JsonFlag = False) -> None:
     from ds_sft.tools.recipes import recipes as lines
 
     set_up_logging()
-    _show(lines(is_json=json))
+    show(lines(is_json=json))
 
 
 @app.command()
@@ -329,47 +296,6 @@ def bench(context: typer.Context) -> None:
 def main() -> None:
     """Run a verb and leave with a documented exit code."""
     run(app)
-
-
-def _is_coloured(console: Console) -> bool:
-    return console.color_system is not None and not console.no_color
-
-
-def _typed() -> Iterator[str]:
-    """Give the lines of stdin, with a prompt and a line editor on a terminal."""
-    if isinstance(sys.stdin, TextIOWrapper):
-        # What is no UTF-8 is told with the line that it stands in.
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if not is_terminal:
-        yield from (line.rstrip("\n") for line in sys.stdin)
-        return
-    import readline  # noqa: F401  # input() edits lines with it
-
-    try:
-        while True:
-            yield input("> ")
-    except EOFError:
-        _show_at_once("\n")
-
-
-def _show_at_once(text: str) -> None:
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _show(lines: Iterable[str | Text]) -> None:
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal that lacks a character shows its escape instead of ending the program.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    for line in lines:
-        if isinstance(line, str):
-            sys.stdout.write(f"{line}\n")
-        else:
-            console.print(line)
 
 
 if __name__ == "__main__":

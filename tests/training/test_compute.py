@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ds_sft.config.arguments import TrainingArguments
-from ds_sft.contracts import IGNORE_INDEX, ModelShape, Weight
+from ds_sft.contracts import IGNORE_INDEX, ModelShape
 from ds_sft.data.collate import (
     Collator,
     DataCollatorForCausalDataset,
@@ -20,6 +20,7 @@ from ds_sft.data.collate import (
 )
 from ds_sft.families import family_named
 from ds_sft.model.costs import num_parameters
+from ds_sft.shapes import Weight
 from ds_sft.training.compute import Compute, _measured_peak, compute_of, peak_of
 
 Rows = list[dict[str, Sequence[int]]]
@@ -31,6 +32,9 @@ SHAPE = ModelShape(
         Weight("head", (SCORED,), 1, "supervised"),
         Weight("table", (10**12,), 1),
     ),
+    width=1,
+    vocab_size=1,
+    stacks=(),
     source_pair=OF_SOURCE,
     target_pair=OF_TARGET,
     cross_pair=ACROSS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_sft.contracts import IGNORE_INDEX, ModelShape, Weight
+from ds_sft.contracts import IGNORE_INDEX, ModelShape
 from ds_sft.data.collate import (
     Batch,
     Collator,
@@ -16,6 +16,7 @@ from ds_sft.data.collate import (
     FlatCollatorForCausalDataset,
     FlatCollatorForSupervisedDataset,
 )
+from ds_sft.shapes import Weight
 from ds_sft.training.compute import Compute
 from ds_sft.training.throughput import Throughput, peak_memory_bytes
 
@@ -116,7 +117,7 @@ def test_over_ranks_tokens_add_up_and_the_slowest_loader_and_the_largest_memory_
 
 def test_the_share_of_the_peak_is_what_the_batches_need_and_no_longer_time(clock: Clock) -> None:
     of_a_token, of_a_pair = Weight("w", (1000, 500), 1, "target"), 4000
-    compute = Compute(50e6, ModelShape((of_a_token,), of_a_pair), is_encoder_decoder=False, is_frozen=False)
+    compute = Compute(50e6, ModelShape((of_a_token,), 1, 1, (), of_a_pair), is_encoder_decoder=False, is_frozen=False)
     throughput = Throughput(torch.device("cpu"), counts_targets=False, compute=compute)
     throughput.begin(0)
     list(throughput.taken(loader(clock, 1.0)))
