@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -24,6 +24,7 @@ from ds_sft.cli_options import (
     NumGpus,
     NumWorkers,
     PatienceSeconds,
+    SaveDtype,
     Seed,
     StopSeconds,
     Temperature,
@@ -150,10 +151,7 @@ def merge(  # its flags
         str | None,
         typer.Option("--model_name_or_path", "--model-name-or-path", help="The model, where it has moved."),
     ] = None,
-    save_dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option("--save_dtype", "--save-dtype", help="Number format of the weights; as stored by default."),
-    ] = None,
+    save_dtype: SaveDtype = None,
     max_shard_size: Annotated[str, typer.Option("--max_shard_size", "--max-shard-size", help="Largest file.")] = "5GB",
     *,
     json: JsonFlag = False,

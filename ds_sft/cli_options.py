@@ -61,3 +61,7 @@ BatchSize = Annotated[
 NumData = Annotated[
     int, typer.Option("--num_data", "--num-data", help="The first so many conversations only; -1 for all.")
 ]
+SaveDtype = Annotated[
+    Literal["bf16", "fp16", "fp32"] | None,
+    typer.Option("--save_dtype", "--save-dtype", help="Number format of the weights; as stored by default."),
+]
