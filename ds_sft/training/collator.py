@@ -36,8 +36,8 @@ def collator_for(
         tokenizer: Whose pad fills what the model reads.
         padding_side: Side on which inputs are padded.
         is_flat: Whether batches are flat instead of padded.
-        shares_prefixes: Whether a flat batch is one of trees.
         on_gpu: Whether padded lengths are rounded up to what tensor cores like.
+        shares_prefixes: Whether a flat batch is one of trees.
 
     Returns:
         The collator of the family's kind.
