@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from ds_sft.config.arguments import TrainingArguments, save_dtype
+from ds_sft.config.budgets import budgets_of
 from ds_sft.contracts import Family
 from ds_sft.data.collate import Batch
 from ds_sft.errors import PreemptedError
@@ -31,7 +32,7 @@ from ds_sft.training.numerics import on_any_rank
 from ds_sft.training.predictions import Predicting
 from ds_sft.training.resuming import ResumingTrainer
 from ds_sft.training.sharing import units_of
-from ds_sft.training.step import budgets_of, evaluation_budgets
+from ds_sft.training.step import evaluation_budgets
 from ds_sft.training.throughput import Throughput
 from ds_sft.zero.ranks import together
 
