@@ -111,7 +111,7 @@ def row_of(
     """
     own, samples = timed[variant.name], run.samples
     seconds = statistics.median(one.seconds for one in own)
-    tokens, supervised = int(samples.num_tokens().sum()), int(samples.num_supervised().sum())
+    tokens, supervised = samples.num_distinct(), int(samples.num_supervised().sum())
     ratios = {name: ratio_of(own, others) for name, others in timed.items() if name != variant.name}
     against = ratios.get(run.workload.baseline, [1.0, 1.0, 1.0])
     memory = statistics.median(one.peak_mib for one in own)
@@ -171,7 +171,8 @@ def _facts(workload: Workload, samples: Samples) -> dict[str, Any]:
         "baseline": workload.baseline,
         "samples": len(samples),
         "samples_hash": samples.digest(),
-        "tokens": int(samples.num_tokens().sum()),
+        "tokens": samples.num_distinct(),
+        "repeated_tokens": int(samples.shared().sum()),
         "supervised_tokens": int(samples.num_supervised().sum()),
         "useful_gflop": round(useful_flops(workload, samples) / 1e9, 1),
     }

@@ -15,6 +15,8 @@ _TRIES = {"cpu": 4, "cuda": 30}
 def useful_flops(workload: Workload, samples: Samples) -> float:
     """Count the operations of the matrix products that training on these samples needs, forward and backward.
 
+    What samples share counts once.
+
     Args:
         workload: Shape of the model.
         samples: Of an epoch.
@@ -23,9 +25,10 @@ def useful_flops(workload: Workload, samples: Samples) -> float:
         As `ds_sft.model.costs.training_flops` counts them.
     """
     sources, targets = samples.num_tokens().tolist()
-    supervised = int(samples.num_supervised().sum())
-    work = work_of(targets, sources if samples.has_sources else (), num_supervised=supervised)
-    return training_flops(family_named(workload.family).shape_of(workload.shape), work)
+    supervised, repeated = int(samples.num_supervised().sum()), samples.shared().tolist()
+    shape = family_named(workload.family).shape_of(workload.shape)
+    whole = work_of(targets, sources if samples.has_sources else (), num_supervised=supervised)
+    return training_flops(shape, whole) - training_flops(shape, work_of(repeated, num_supervised=0))
 
 
 def product_peak(device: str, precision: str) -> float:

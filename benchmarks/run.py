@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch  # noqa: PLC0415  # as above
 
     from benchmarks.comparing import compare  # noqa: PLC0415  # as above
-    from benchmarks.variants import VARIANTS  # noqa: PLC0415  # as above
+    from benchmarks.variants import variants_of  # noqa: PLC0415  # as above
     from benchmarks.workloads import SUITES  # noqa: PLC0415  # as above
 
     if not on_cpu and not torch.cuda.is_available():
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured: dict[str, Any] = {}
     with fresh_processes() as execute:
         for one in chosen:
-            measured[one.name] = compare(one, VARIANTS[one.family], execute=execute, tell=_say, **how)
+            measured[one.name] = compare(one, variants_of(one), execute=execute, tell=_say, **how)
             load = {"begin": began, "end": _load()}
             results = where | {"seed": given.seed, "load": load, "peak": {precision: _peak(measured)}}
             results |= {"workloads": measured}

@@ -1,13 +1,13 @@
 """Results as Markdown; the tables of the pages are written by `python -m benchmarks.tables` and never by hand."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "training_cpu.json"
+RESULTS = tuple(ROOT / "benchmarks" / "results" / name for name in ("training_cpu.json", "training_split_cpu.json"))
 PLANNED = ROOT / "benchmarks" / "results" / "plan_memory.json"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 
@@ -45,11 +45,12 @@ GOALS = (
     Goal("Yuan2, light head: times Trainer grouped by length", "yuan-share", _speed("hf_grouped"), 1.9),
     Goal("Yuan2, light head: share of the best product", "yuan-share", lambda row: float(row["mfu"]), 0.5),
     Goal("Yuan2, full vocabulary: memory of FastChat's loop", "yuan-vocab", _memory("fastchat"), 0.2, is_most=True),
+    Goal("Yuan2, a sample for each answer: times nothing shared", "yuan-split", _speed("flat_split"), 2.0),
     Goal("Flan-T5: times Seq2SeqTrainer grouped by length", "t5-small", _speed("hf_grouped"), 2.2),
     Goal("Flan-T5: memory of Seq2SeqTrainer grouped by length", "t5-small", _memory("hf_grouped"), 0.55, is_most=True),
 )
 _OURS = {"ours_same_steps": "as many steps", "ours": "default budget"}
-_HEADS = ("supervised tokens/s", "padding", "of the best product", "steps", "MiB above the model")
+_HEADS = ("supervised tokens/s", "padding or repeats", "of the best product", "steps", "MiB above the model")
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -71,27 +72,27 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n\n".join([told, *(_table(name, workload) for name, workload in results["workloads"].items())])
 
 
-def goals(results: Mapping[str, Any]) -> str:
+def goals(results: Sequence[Mapping[str, Any]]) -> str:
     """Hold results against the goals, as Markdown.
 
     Args:
-        results: As `tables` takes them, with all workloads.
+        results: As `tables` takes them, of some runs, together with all workloads.
 
     Returns:
         A table, in which what is reached stands in bold.
     """
     lines = [f"| goal | bound | {' | '.join(_OURS.values())} |", "|---|---|---|---|"]
+    workloads = {name: workload for one in results for name, workload in one["workloads"].items()}
     for goal in GOALS:
-        rows = {row["variant"]: row for row in results["workloads"][goal.workload]["rows"]}
-        found = [goal.figure(rows[name]) for name in _OURS]
-        cells = [f"**{value:.2f}**" if _is_reached(goal, value) else f"{value:.2f}" for value in found]
+        rows = {row["variant"]: row for row in workloads[goal.workload]["rows"]}
+        cells = [_cell(goal, goal.figure(rows[name])) if name in rows else "" for name in _OURS]
         lines.append(
             f"| {goal.told} | {'at most' if goal.is_most else 'at least'} {goal.bound:g} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
 
-def with_tables(page: str, results: Mapping[str, Any]) -> str:
+def with_tables(page: str, results: Sequence[Mapping[str, Any]]) -> str:
     """Put goals and tables into a page, each between its two marks.
 
     Args:
@@ -146,7 +147,23 @@ def _between(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
-_PARTS = {"benchmark": tables, "goals": goals}
+def committed() -> list[dict[str, Any]]:
+    """Read the results that the pages show.
+
+    Returns:
+        One for each run.
+    """
+    return [json.loads(file.read_text(encoding="utf-8")) for file in RESULTS]
+
+
+_PARTS: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+    "benchmark": lambda results: "\n\n".join(map(tables, results)),
+    "goals": goals,
+}
+
+
+def _cell(goal: Goal, value: float) -> str:
+    return f"**{value:.2f}**" if _is_reached(goal, value) else f"{value:.2f}"
 
 
 def _is_reached(goal: Goal, value: float) -> bool:
@@ -158,8 +175,10 @@ def _table(name: str, workload: Mapping[str, Any]) -> str:
     told = {row["variant"]: row["told"] for row in rows}
     peers = [row["variant"] for row in rows if not row["variant"].startswith("ours")]
     heads = [*(f"times {told[peer]}" for peer in peers), *_HEADS, f"memory, of {told[baseline]}'s"]
+    repeats = workload.get("repeated_tokens", 0)
     about = (
-        f"`{name}`: {workload['samples']} samples, {workload['tokens']} tokens, {workload['supervised_tokens']} "
+        f"`{name}`: {workload['samples']} samples, {workload['tokens']} tokens"
+        f"{f' and {repeats} that repeat others' if repeats else ''}, {workload['supervised_tokens']} "
         f"supervised, vocabulary {workload['shape']['vocab_size']}, {workload['rounds']} rounds."
     )
     lines = [_line(row, peers, baseline) for row in rows]
@@ -185,9 +204,10 @@ def _ratio(found: list[float] | None) -> str:
 
 def main() -> None:
     """Write the tables of the committed results into the pages."""
-    results, planned = (json.loads(file.read_text(encoding="utf-8")) for file in (RESULTS, PLANNED))
+    planned = json.loads(PLANNED.read_text(encoding="utf-8"))
     for page in PAGES:
-        page.write_text(with_plan(with_tables(page.read_text(encoding="utf-8"), results), planned), encoding="utf-8")
+        text = with_tables(page.read_text(encoding="utf-8"), committed())
+        page.write_text(with_plan(text, planned), encoding="utf-8")
 
 
 if __name__ == "__main__":

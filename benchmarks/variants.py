@@ -73,13 +73,14 @@ class Variant:
     trainer: Callable[[Run], Trainer]
 
 
-def ours(run: Run, *, has_same_steps: bool = False) -> Trainer:
+def ours(run: Run, *, has_same_steps: bool = False, shares_prefixes: bool = False) -> Trainer:
     """Train by the package, with flat batches.
 
     Args:
         run: What for.
         has_same_steps: Whether a step takes as many samples as a padded one; else as many tokens as that has places,
             which is the default of the flags and makes fewer steps.
+        shares_prefixes: Whether samples of a conversation are computed as trees.
 
     Returns:
         The trainer.
@@ -94,6 +95,7 @@ def ours(run: Run, *, has_same_steps: bool = False) -> Trainer:
         model_max_length=run.workload.max_length,
         tokens_per_batch=budgets[0],
         target_tokens_per_batch=budgets[-1],
+        share_prefixes=shares_prefixes,
     )
     return SftTrainer(model=model, args=args, family=family, tokenizer=tokenizer(), train_dataset=run.samples)
 
@@ -163,18 +165,32 @@ _OURS = (
     Variant("ours_same_steps", "ds_sft, as many optimizer steps", partial(ours, has_same_steps=True)),
     Variant("ours", "ds_sft, its default budget of tokens", ours),
 )
+_GROUPED_YUAN2 = Variant("hf_grouped", "Trainer, grouped by length", hf_grouped)
+_SPLIT = (
+    _GROUPED_YUAN2,
+    Variant("flat_split", "ds_sft, nothing shared", ours),
+    Variant("ours", "ds_sft, shared beginnings", partial(ours, shares_prefixes=True)),
+)
 VARIANTS: Mapping[str, tuple[Variant, ...]] = {
-    "yuan2": (
-        Variant("fastchat", "FastChat's loop", fastchat_yuan2),
-        Variant("hf_grouped", "Trainer, grouped by length", hf_grouped),
-        *_OURS,
-    ),
+    "yuan2": (Variant("fastchat", "FastChat's loop", fastchat_yuan2), _GROUPED_YUAN2, *_OURS),
     "flan_t5": (
         Variant("fastchat", "FastChat's loop", fastchat_t5),
         Variant("hf_grouped", "Seq2SeqTrainer, grouped by length", hf_grouped),
         *_OURS,
     ),
 }
+
+
+def variants_of(workload: Workload) -> tuple[Variant, ...]:
+    """Give the ways to train a workload.
+
+    Args:
+        workload: Its family, and whether its samples share something.
+
+    Returns:
+        The one whose gradients the others must give comes first.
+    """
+    return _SPLIT if workload.turns else VARIANTS[workload.family]
 
 
 def padded(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> dict[str, torch.Tensor]:

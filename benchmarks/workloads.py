@@ -14,6 +14,9 @@ from ds_sft.contracts import IGNORE_INDEX
 Ids = npt.NDArray[np.int32]
 FIRST_TOKEN = 3
 """Smaller ids are pad, end and start."""
+_END, _BEFORE_ANSWER = 1, 2
+_JOINT = np.array([3, 4, 5], np.int32)
+"""Stands between questions and answers that were given before: ordinary tokens."""
 _LONGEST_EXCHANGE = 0.5
 _SPREAD = 0.6
 """Sigma of all lognormal lengths."""
@@ -30,8 +33,10 @@ class Workload:
         max_length: Most tokens of a sequence; FastChat's Yuan2 trainer pads to it.
         batch_size: Samples of a padded batch.
         num_samples: Of an epoch.
-        fill: Mean tokens of a sample, as a share of `max_length`.
+        fill: Mean tokens of a sample, with `turns` of a question and its answer, as a share of `max_length`.
         baseline: The variant that `ratio` is against.
+        turns: Mean answers of a conversation, each of which is a sample behind all that was said before; 0 for samples
+            that have nothing in common. `num_samples` counts conversations then.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Workload:
     num_samples: int
     fill: float
     baseline: str = "fastchat"
+    turns: float = 0.0
 
 
 class Samples(Dataset[dict[str, Ids]]):
@@ -50,11 +56,13 @@ class Samples(Dataset[dict[str, Ids]]):
     Args:
         rows: With `input_ids` and `labels`.
         has_sources: Whether `input_ids` are the source of an encoder, and not the tokens behind `labels`.
+        shared: How many tokens each begins with as the one before it of the same conversation does; none by default.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Ids]], *, has_sources: bool) -> None:
+    def __init__(self, rows: Sequence[dict[str, Ids]], *, has_sources: bool, shared: Sequence[int] = ()) -> None:
         self.rows = rows
         self.has_sources = has_sources
+        self._shared = shared or [0] * len(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,6 +78,22 @@ class Samples(Dataset[dict[str, Ids]]):
         """
         sources = [len(row["input_ids"]) * self.has_sources for row in self.rows]
         return np.array([sources, [len(row["labels"]) for row in self.rows]], np.int32)
+
+    def shared(self) -> Ids:
+        """Give the number of tokens that each sample shares with the one before it.
+
+        Returns:
+            The numbers, shape [samples].
+        """
+        return np.array(self._shared, np.int32)
+
+    def num_distinct(self) -> int:
+        """Give the number of tokens that must be computed when nothing is computed twice.
+
+        Returns:
+            Of all samples.
+        """
+        return int(self.num_tokens().sum() - self.shared().sum())
 
     def num_supervised(self) -> Ids:
         """Give the number of supervised tokens of each sample.
@@ -102,6 +126,8 @@ def samples_of(workload: Workload, *, seed: int) -> Samples:
         The same ones for the same seed.
     """
     generator = np.random.default_rng(seed)
+    if workload.turns:
+        return _split_conversations(workload, generator)
     with_encoder = "d_model" in workload.shape
     lengths = _lengths(workload, generator)
     draw = _pair if with_encoder else _conversation
@@ -132,6 +158,38 @@ def _conversation(length: int, vocab_size: int, generator: np.random.Generator) 
         place, turn = end, turn + 1
     labels[length - 2 :] = ids[length - 2 :]  # none without an answer
     return {"input_ids": ids, "labels": labels}
+
+
+def _split_conversations(workload: Workload, generator: np.random.Generator) -> Samples:
+    """Give a sample for each answer, as split_example_loss does: what was said before, a sign, the answer and the end.
+
+    How many answers conversations have is geometric; evenly spaced quantiles stand for many conversations.
+    """
+    rows, shared = [], []
+    quantiles = (np.arange(workload.num_samples) + 0.5) / workload.num_samples
+    for turns in np.ceil(np.log(1 - quantiles) / np.log(1 - 1 / workload.turns)).astype(int):
+        history = told = np.zeros(0, np.int32)
+        for _ in range(turns):
+            question, answer = _exchange(workload, generator)
+            ids = np.concatenate([history, question, [_BEFORE_ANSWER], answer, [_END]]).astype(np.int32)
+            if len(ids) > workload.max_length:
+                break
+            labels = ids.copy()
+            labels[: -len(answer) - 1] = IGNORE_INDEX
+            rows.append({"input_ids": ids, "labels": labels})
+            shared.append(len(told))
+            told = np.concatenate([history, question])
+            history = np.concatenate([told, _JOINT, answer, _JOINT])
+    return Samples(rows, has_sources=False, shared=shared)
+
+
+def _exchange(workload: Workload, generator: np.random.Generator) -> tuple[Ids, Ids]:
+    """Draw a question and an answer of lognormal lengths."""
+    mean = workload.fill * workload.max_length / 2 / np.exp(_SPREAD**2 / 2)
+    lengths = (mean * generator.lognormal(0.0, _SPREAD, 2)).astype(int) + 1
+    vocab_size = int(workload.shape["vocab_size"])
+    question, answer = (generator.integers(FIRST_TOKEN, vocab_size, length, dtype=np.int32) for length in lengths)
+    return question, answer
 
 
 def _pair(length: int, vocab_size: int, generator: np.random.Generator) -> dict[str, Ids]:
@@ -172,11 +230,13 @@ SUITES: Mapping[str, tuple[Workload, ...]] = {
     "cpu": (
         Workload("yuan-vocab", "yuan2", _yuan2(135_040, 192, 4), 512, 4, 8, 0.55),
         Workload("yuan-share", "yuan2", _yuan2(6_144, 256, 12), 512, 4, 12, 0.40),
+        Workload("yuan-split", "yuan2", _yuan2(6_144, 256, 12), 512, 4, 8, 0.08, baseline="flat_split", turns=4.5),
         Workload("t5-small", "flan_t5", _t5(512, 2), 512, 4, 12, 0.40, baseline="hf_grouped"),
     ),
     "gpu": (
         Workload("yuan-vocab", "yuan2", _yuan2(135_040, 1024, 8), 2048, 4, 32, 0.40),
         Workload("yuan-share", "yuan2", _yuan2(32_768, 2048, 24), 2048, 4, 32, 0.40),
+        Workload("yuan-split", "yuan2", _yuan2(32_768, 2048, 24), 2048, 4, 24, 0.08, baseline="flat_split", turns=4.5),
         Workload("t5-small", "flan_t5", _t5(512, 6), 1024, 16, 128, 0.40, baseline="hf_grouped"),
     ),
 }

@@ -244,6 +244,8 @@ class Family:
         is_encoder_decoder: Whether questions go to an encoder of their own.
         refused_precisions: Precision -> why this family must not be trained in it.
         attentions: The attention implementations of transformers to choose from.
+        sharing_attentions: Those of them with which samples may share what they begin with; only where a token's states
+            depend on the tokens before it alone.
         loss_modes: The loss modes to choose from; empty when there is only one way.
         special_tokens: Role -> token, as `add_special_tokens` takes them.
         other_tokens: Ordinary tokens to add, in their fixed order.
@@ -270,6 +272,7 @@ class Family:
     is_encoder_decoder: bool
     refused_precisions: Mapping[Precision, str]
     attentions: tuple[str, ...]
+    sharing_attentions: tuple[str, ...]
     loss_modes: tuple[LossMode, ...]
     special_tokens: Mapping[str, str]
     other_tokens: tuple[str, ...]

@@ -30,6 +30,7 @@ from ds_sft.training.header import Given, run_figures
 from ds_sft.training.predictions import questions_to_predict
 from ds_sft.training.preflight import check
 from ds_sft.training.resume import where_to_begin
+from ds_sft.training.sharing import with_sharing_settled
 from ds_sft.training.space import refuse_small_disk
 from ds_sft.training.trainer import SftTrainer
 from ds_sft.zero import distributed
@@ -57,6 +58,7 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
     folder = find_model_folder(settings.model.model_name_or_path, cache_dir=settings.training["cache_dir"])
     family = family_of(folder.config, folder=folder.path)
     check(settings, family=family, folder=folder, world_size=distributed.world_size())
+    settings = with_sharing_settled(settings, family=family)
     show_settings(settings)
 
     with (

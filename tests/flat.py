@@ -1,6 +1,7 @@
 """Flat batches of given documents, made by hand, for the tests of both families."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from ds_sft.contracts import IGNORE_INDEX
 from ds_sft.model.flat import Documents, documents_of
 from ds_sft.model.loss import targets_of
+from ds_sft.model.trees import trees_of
 
 CPU = torch.device("cpu")
 Pieces = Sequence[torch.Tensor]
@@ -25,6 +27,16 @@ def flat(pieces: Pieces) -> torch.Tensor:
 def causal(ids: Pieces, labels: Pieces) -> dict[str, Any]:
     """Give what a decoder-only model is asked with."""
     return {"input_ids": flat(ids), "documents": documents(ids), "targets": targets_of(flat(labels))}
+
+
+def shared(ids: Pieces, labels: Pieces, num_shared: Sequence[int]) -> dict[str, Any]:
+    """Give the same of documents that begin with so many tokens as the one before does."""
+    offsets = torch.tensor([0, *accumulate(map(len, ids))], dtype=torch.int32)
+    trees = trees_of(offsets, torch.tensor(num_shared), device=CPU)
+    targets = targets_of(flat(labels))
+    stored = [piece[num:] for piece, num in zip(ids, num_shared, strict=True)]
+    targets = replace(targets, places=trees.places[targets.places])
+    return {"input_ids": flat(stored), "documents": trees, "targets": targets}
 
 
 def with_encoder(sources: Pieces, decoder_ids: Pieces, labels: Pieces) -> dict[str, Any]:

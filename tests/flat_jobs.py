@@ -1,5 +1,6 @@
 """What ranks do with flat batches: one step of plain SGD under an engine, whose weights tell the gradients."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from ds_sft.families.yuan2.native.model import Yuan2ForCausalLM
 from ds_sft.reporting import rank
 from ds_sft.zero import distributed
 from ds_sft.zero.gather import stored_tensors, stream
-from tests.flat import causal, tokens, with_encoder
+from tests.flat import causal, shared, tokens, with_encoder
 
 LENGTHS = ([3, 9, 1], [7], [4, 2])
 """Documents of the first two ranks, and of a rank that has no targets."""
 WORLD_SIZE = len(LENGTHS)
-KINDS: dict[str, type[Any]] = {"flan_t5": FlanT5, "yuan2": Yuan2ForCausalLM}
+IN_TREES = "yuan2 in trees"
+"""The documents of yuan2, whose beginnings are computed once."""
+KINDS: dict[str, type[Any]] = {"flan_t5": FlanT5, "yuan2": Yuan2ForCausalLM, IN_TREES: Yuan2ForCausalLM}
 
 
 def batch_of(kind: str, rank: int) -> dict[str, Any]:
@@ -25,8 +28,12 @@ def batch_of(kind: str, rank: int) -> dict[str, Any]:
     ids, labels = (tokens(lengths, vocabulary=20, seed=rank + shift) for shift in (0, 10))
     if rank == WORLD_SIZE - 1:
         labels = [torch.full_like(piece, IGNORE_INDEX) for piece in labels]
+    if kind != "flan_t5":
+        num_shared = [0, *(min(2, before - 1, own - 1) for before, own in pairwise(lengths))]
+        ids = [torch.cat([ids[0][:num], one[num:]]) for num, one in zip(num_shared, ids, strict=True)]
+        return shared(ids, labels, num_shared) if kind == IN_TREES else causal(ids, labels)
     sources = tokens([length + 2 for length in lengths], vocabulary=20, seed=rank + 20)
-    return causal(ids, labels) if kind == "yuan2" else with_encoder(sources, ids, labels)
+    return with_encoder(sources, ids, labels)
 
 
 def step_flat(folders: dict[str, Path], stage: int) -> dict[str, dict[str, Any]]:

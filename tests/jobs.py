@@ -124,6 +124,13 @@ def evaluate(flags: list[str]) -> dict[str, float]:
     return [row for row in trainer.state.log_history if "eval_loss" in row][-1]
 
 
+def tokens_seen(flags: list[str]) -> int:
+    """Run the main job and give the tokens that it has computed."""
+    trainer = train(flags)
+    assert trainer is not None, "this run was finished before"
+    return int([row for row in trainer.state.log_history if "loss" in row][-1]["num_input_tokens_seen"])
+
+
 def stream_checkpoint(
     checkpoint: Path, config: Path | None, output: Path
 ) -> dict[str, tuple[list[int], list[int], list[float]]]:

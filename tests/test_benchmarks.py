@@ -21,11 +21,12 @@ from benchmarks.counting import useful_flops
 from benchmarks.measuring import Timed
 from benchmarks.run import fresh_processes
 from benchmarks.run import main as run_benchmark
-from benchmarks.tables import PAGES, PLANNED, RESULTS, Goal, goals, tables, with_plan, with_tables
-from benchmarks.variants import VARIANTS, Run, Variant, padded
+from benchmarks.tables import PAGES, PLANNED, Goal, committed, goals, tables, with_plan, with_tables
+from benchmarks.variants import VARIANTS, Run, Variant, padded, variants_of
 from benchmarks.workloads import SUITES, Samples, Workload, samples_of
 from ds_sft.cli import app
 from ds_sft.contracts import IGNORE_INDEX
+from ds_sft.data.samples import num_shared
 from ds_sft.errors import ConfigError, MissingInputError
 from ds_sft.tools.bench import bench
 
@@ -56,6 +57,9 @@ WORKLOADS = {
         "tiny", "flan_t5", T5, max_length=32, batch_size=2, num_samples=6, fill=0.5, baseline="hf_grouped"
     ),
 }
+
+
+SPLIT = Workload("split", "yuan2", YUAN2, 64, 2, 4, fill=0.2, baseline="flat_split", turns=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +141,10 @@ def test_useful_operations_of_an_epoch_are_those_of_its_tokens_without_padding()
     found = useful_flops(replace(WORKLOADS["yuan2"], shape=shape), samples([(2, 1), (3, 2)], has_sources=False))
     layer = 5 * (4 * 16 + 2 * 16 + 3 * 20) + (3 + 6) * 2 * 4
     assert found == 3 * 2 * (3 * layer + 3 * 4 * 7)
+    rows = samples([(2, 1), (3, 2)], has_sources=False).rows
+    shared = useful_flops(replace(WORKLOADS["yuan2"], shape=shape), Samples(rows, has_sources=False, shared=[0, 1]))
+    # One token, which sees itself alone, is computed once less.
+    assert found - shared == 3 * 2 * 3 * (4 * 16 + 2 * 16 + 3 * 20 + 2 * 4)
 
 
 def test_useful_operations_of_an_encoder_decoder_have_source_and_target() -> None:
@@ -154,8 +162,26 @@ def test_samples_are_as_full_as_the_workload_says_and_the_same_for_a_seed(worklo
     assert first.digest() == again.digest() != other.digest()
     filled = first.num_tokens()[0 if first.has_sources else 1]
     assert filled.max() <= workload.max_length
-    assert filled.mean() == pytest.approx(workload.fill * workload.max_length, rel=0.02)
+    assert workload.turns or filled.mean() == pytest.approx(workload.fill * workload.max_length, rel=0.02)
     assert (first.num_supervised() > 0).all()
+
+
+def test_answers_of_a_conversation_share_what_was_said_before() -> None:
+    found = samples_of(SPLIT, seed=1)
+    pairs = zip(found.rows, found.rows[1:], found.shared()[1:], strict=False)
+    assert [
+        num_shared(first["input_ids"].tolist(), second["input_ids"].tolist()) for first, second, _ in pairs
+    ] == list(found.shared()[1:])
+    assert (found.shared() == 0).sum() == SPLIT.num_samples
+    assert found.num_distinct() == sum(len(row["input_ids"]) for row in found.rows) - found.shared().sum()
+
+
+def test_trees_are_measured_beside_the_samples_apart() -> None:
+    found = compare(SPLIT, variants_of(SPLIT)[1:], execute=here, seed=1, rounds=1, tell=lambda _line: None)
+    flat, shared = found["rows"]
+    assert (flat["variant"], shared["variant"], found["baseline"]) == ("flat_split", "ours", "flat_split")
+    assert flat["grad_err"] == 0 < shared["grad_err"] < 1e-5
+    assert shared["pad_share"] == 0 < flat["pad_share"]
 
 
 def test_padding_fills_up_to_the_width() -> None:
@@ -176,16 +202,15 @@ def test_each_measurement_has_a_process_of_its_own() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_the_tables_of_the_pages_are_those_of_the_results(page: Path) -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    text = page.read_text(encoding="utf-8")
+    results, text = committed(), page.read_text(encoding="utf-8")
     assert with_tables(text, results) == text
     assert with_plan(text, json.loads(PLANNED.read_text(encoding="utf-8"))) == text
     assert goals(results) in text
-    assert (tables(results) in text) == (page.parent.name == "benchmarks")
+    assert [tables(one) in text for one in results] == [page.parent.name == "benchmarks"] * len(results)
 
 
 def test_figures_in_a_page_that_were_not_measured_are_replaced() -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results = committed()
     page = "before <!-- goals: begin -->\n99\n<!-- goals: end --> behind"
     assert with_tables(page, results) == f"before <!-- goals: begin -->\n{goals(results)}\n<!-- goals: end --> behind"
 
@@ -194,15 +219,16 @@ def test_figures_in_a_page_that_were_not_measured_are_replaced() -> None:
 def test_a_goal_is_in_bold_where_it_is_reached(most: float, shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.tables.GOALS", [Goal("g", "w", lambda row: row["x"], most, is_most=True)])
     rows = [{"variant": "ours_same_steps", "x": 0.5}, {"variant": "ours", "x": 2.2}]
-    line = goals({"workloads": {"w": {"rows": rows}}}).splitlines()[-1]
+    line = goals([{"workloads": {"w": {"rows": rows}}}]).splitlines()[-1]
     assert all(part in line for part in shown)
 
 
 def test_committed_results_were_measured_on_equal_gradients_in_enough_rounds() -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert {"peak", "workloads", "host", "versions", "date", "load"} <= set(results)
-    assert set(results["workloads"]) == {one.name for one in SUITES["cpu"]}
-    for name, workload in results["workloads"].items():
+    results = committed()
+    assert all({"peak", "workloads", "host", "versions", "date", "load"} <= set(one) for one in results)
+    workloads = {name: workload for one in results for name, workload in one["workloads"].items()}
+    assert set(workloads) == {one.name for one in SUITES["cpu"]}
+    for name, workload in workloads.items():
         for row in workload["rows"]:
             refuse_unequal({row["variant"]: row["grad_err"]}, workload=name)
             assert len(row["seconds"]) >= 5

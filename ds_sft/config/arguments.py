@@ -53,6 +53,13 @@ class TrainingArguments(transformers.TrainingArguments):
             "per_device_train_batch_size x model_max_length."
         },
     )
+    share_prefixes: bool | None = field(
+        default=None,
+        metadata={
+            "help": "With packing and split_example_loss: compute what samples of a conversation begin with once; if "
+            "not set, on where that changes no number."
+        },
+    )
     predict_with_generate: bool = field(
         default=False, metadata={"help": "Let evaluations answer questions of eval_data_path, and score the answers."}
     )

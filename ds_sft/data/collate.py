@@ -152,11 +152,39 @@ class FlatCollatorForCausalDataset:
         return {"input_ids": inputs, "labels": labels, "offsets": offsets}
 
 
+@dataclass(frozen=True)
+class TreeCollatorForCausalDataset:
+    """Lays trees of decoder-only samples one behind the other, without padding."""
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Make a batch of D samples, of which T tokens are stored.
+
+        Args:
+            rows: Trees, as `ds_sft.data.sharing.SampleTrees` gives them.
+
+        Returns:
+            `input_ids` [1, T] without what samples share; `labels` [1, U] of the samples whole, at the place of the
+            token before; where samples begin and end among those, `offsets` [D + 1]; how many tokens each begins with
+            as the one before it does, `shared` [D].
+        """
+        inputs, labels, shared = (
+            torch.cat([torch.as_tensor(row[name], dtype=torch.long) for row in rows])
+            for name in ("input_ids", "labels", "shared")
+        )
+        offsets = torch.tensor([0, *accumulate(length for row in rows for length in row["lengths"])], dtype=torch.int32)
+        if len(labels) != offsets[-1] or len(inputs) != offsets[-1] - shared.sum():
+            raise AssertionError("a sample must have a label for each token, and a tree each token that is not shared")
+        labels = labels.roll(-1)
+        labels[offsets[1:] - 1] = IGNORE_INDEX
+        return {"input_ids": inputs[None], "labels": labels[None], "offsets": offsets, "shared": shared}
+
+
 Collator = (
     DataCollatorForCausalDataset
     | DataCollatorForSupervisedDataset
     | FlatCollatorForCausalDataset
     | FlatCollatorForSupervisedDataset
+    | TreeCollatorForCausalDataset
 )
 
 

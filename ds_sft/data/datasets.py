@@ -61,6 +61,14 @@ class SupervisedDataset(Dataset[Row]):
         """
         return np.stack([self._table.lengths("source"), self._table.lengths("target")])
 
+    def shared(self) -> npt.NDArray[np.int32]:
+        """Give the number of tokens with which each sample begins as the one before it of the same conversation does.
+
+        Returns:
+            The numbers, shape [samples].
+        """
+        return self._table.column("shared").astype(np.int32)
+
 
 class LazySupervisedDataset(Dataset[Row]):
     """Samples that are read, laid out and tokenised when they are asked for.
@@ -106,6 +114,14 @@ class LazySupervisedDataset(Dataset[Row]):
             The numbers, shape [2, samples].
         """
         return np.stack([self._table.column("source"), self._table.column("target")])
+
+    def shared(self) -> npt.NDArray[np.int32]:
+        """Give the number of tokens with which each sample begins as the one before it of the same conversation does.
+
+        Returns:
+            The numbers, shape [samples], if tokens were counted.
+        """
+        return self._table.column("shared").astype(np.int32)
 
 
 SampleDataset = SupervisedDataset | LazySupervisedDataset

@@ -9,25 +9,29 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from ds_sft.contracts import IGNORE_INDEX, Conversation, Draft, Rejection
+from ds_sft.contracts import IGNORE_INDEX, Conversation, Draft, Example, Rejection
 from ds_sft.data.draft import Encoder, draft_conversation, told_rejection
 from ds_sft.data.forms import decode, identity_of, turns_of
 from ds_sft.data.read import RecordFile
 from ds_sft.data.table import Integers, pack, ragged
 
 _IDS = pa.list_(pa.int32())
-SAMPLES = pa.schema({"source": _IDS, "target": _IDS, "runs": _IDS})
+_SHARED = pa.field("shared", pa.int32())
+SAMPLES = pa.schema([pa.field("source", _IDS), pa.field("target", _IDS), pa.field("runs", _IDS), _SHARED])
 """Rows of tokenised samples.
 
 `source` is what the encoder reads, empty without one. `runs` tells how many tokens of `target` are not supervised, how
-many then are, and so on in turns: the labels are these tokens once more and not stored.
+many then are, and so on in turns: the labels are these tokens once more and not stored. `shared` is the number of
+tokens with which it begins as the sample before it of the same conversation does, 0 with an encoder.
 """
 PLACES = pa.schema(
     {"start": pa.int64(), "end": pa.int64(), "number": pa.int64(), "nth": pa.int32(), "size": pa.int32()}
 )
 """Rows of samples that are made on access: bytes and number of the record, which of its samples, its characters."""
-COUNTED_PLACES = pa.schema([*list(PLACES)[:-1], pa.field("source", pa.int32()), pa.field("target", pa.int32())])
-"""The same with the tokens of source (0 without one) and target instead of the characters."""
+COUNTED_PLACES = pa.schema(
+    [*list(PLACES)[:-1], pa.field("source", pa.int32()), pa.field("target", pa.int32()), _SHARED]
+)
+"""The same with the tokens of source (0 without one) and target instead of the characters, and with `shared`."""
 
 _PARCEL_BYTES = 1 << 20
 
@@ -108,17 +112,21 @@ def tokenise(encoder: Encoder, parcel: Parcel) -> Packed:
     """
     packed = Packed(len(parcel.spans))
     sources, targets, runs = _Rows(), _Rows(), _Rows()
-    for draft in (draft for drafts in _drafts(encoder, parcel, packed) for draft in drafts):
-        example = encoder.example(draft)
+    shared = array("i")
+    for draft, example, common in (
+        sample for drafts in _drafts(encoder, parcel, packed) for sample in _samples(encoder, drafts)
+    ):
         source, target = (example.input_ids, example.labels) if draft.source else ((), example.input_ids)
         lengths = run_lengths(example.labels)
         sources.add(source)
         targets.add(target)
         runs.add(lengths)
+        shared.append(common)
         packed.counters["tokens_total"] += len(source) + len(target)
         packed.counters["tokens_supervised"] += sum(lengths[1::2])
         packed.counters["tokens_truncated"] += _num_cut(encoder, draft, len(target))
-    packed.batch = pack(SAMPLES, {"source": sources.column(), "target": targets.column(), "runs": runs.column()})
+    columns = {"source": sources.column(), "target": targets.column(), "runs": runs.column()}
+    packed.batch = pack(SAMPLES, {**columns, "shared": pa.array(np.asarray(shared), pa.int32())})
     return packed
 
 
@@ -132,7 +140,7 @@ def locate(encoder: Encoder, parcel: Parcel) -> Packed:
     Returns:
         Rows of `PLACES`; `measured_records` counts those of which something was tokenised.
     """
-    return _located(encoder, parcel, PLACES, lambda draft: (_num_characters(draft),))
+    return _located(encoder, parcel, PLACES, lambda drafts: [(_num_characters(draft),) for draft in drafts])
 
 
 def locate_and_count(encoder: Encoder, parcel: Parcel) -> Packed:
@@ -145,17 +153,22 @@ def locate_and_count(encoder: Encoder, parcel: Parcel) -> Packed:
     Returns:
         Rows of `COUNTED_PLACES`.
     """
-    return _located(encoder, parcel, COUNTED_PLACES, lambda draft: _num_tokens(encoder, draft))
+    return _located(encoder, parcel, COUNTED_PLACES, lambda drafts: _num_tokens(encoder, drafts))
 
 
-def _located(encoder: Encoder, parcel: Parcel, schema: pa.Schema, measure: Callable[[Draft], Sequence[int]]) -> Packed:
+def _located(
+    encoder: Encoder,
+    parcel: Parcel,
+    schema: pa.Schema,
+    measure: Callable[[Sequence[Draft]], Sequence[tuple[int, ...]]],
+) -> Packed:
     packed = Packed(len(parcel.spans))
     rows: list[tuple[int, ...]] = []
     num_encoded = encoder.texts.num_encoded
     for (start, end), number, drafts in zip(
         parcel.spans.tolist(), parcel.numbers, _drafts(encoder, parcel, packed), strict=True
     ):
-        rows += [(start, end, number, nth, *measure(draft)) for nth, draft in enumerate(drafts)]
+        rows += [(start, end, number, nth, *measured) for nth, measured in enumerate(measure(drafts))]
         packed.counters["measured_records"] += encoder.texts.num_encoded > num_encoded
         num_encoded = encoder.texts.num_encoded
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
@@ -194,6 +207,21 @@ def labels_of(target: Integers, runs: Integers) -> Integers:
     return labels
 
 
+def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Give the number of tokens with which two samples begin alike.
+
+    Args:
+        first: Ids of the one.
+        second: Ids of the other.
+
+    Returns:
+        At most so many that each has a token of its own behind them.
+    """
+    most = max(0, min(len(first), len(second)) - 1)
+    differing = np.flatnonzero(np.asarray(first[:most]) != np.asarray(second[:most]))
+    return int(differing[0]) if len(differing) else most
+
+
 def _drafts(encoder: Encoder, parcel: Parcel, packed: Packed) -> Iterator[list[Draft]]:
     """Give the samples of each record, and put into `packed` what became of it."""
     for conversation in parcel.conversations():
@@ -216,9 +244,20 @@ def _num_characters(draft: Draft) -> int:
     return sum(len(segment.text) for segment in (*draft.source, *draft.target))
 
 
-def _num_tokens(encoder: Encoder, draft: Draft) -> tuple[int, int]:
-    example = encoder.example(draft)
-    return len(example.input_ids) if draft.source else 0, len(example.labels)
+def _num_tokens(encoder: Encoder, drafts: Sequence[Draft]) -> list[tuple[int, ...]]:
+    return [
+        (len(example.input_ids) if draft.source else 0, len(example.labels), common)
+        for draft, example, common in _samples(encoder, drafts)
+    ]
+
+
+def _samples(encoder: Encoder, drafts: Sequence[Draft]) -> Iterator[tuple[Draft, Example, int]]:
+    """Encode the samples of a conversation, and tell how many tokens each begins with as the one before it does."""
+    before: Sequence[int] = ()
+    for draft in drafts:
+        example = encoder.example(draft)
+        yield draft, example, 0 if draft.source else num_shared(before, example.input_ids)
+        before = example.input_ids
 
 
 class _Rows:

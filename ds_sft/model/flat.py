@@ -104,14 +104,15 @@ def attend_in_documents(
         value: Shape [1, N, S, D].
         queries: Documents of the T tokens.
         keys: Documents of the S tokens, as many.
-        is_causal: Whether a token sees no later ones.
+        is_causal: Whether a token sees no later ones. Where a document has fewer queries than keys, which only the
+            kernel for all documents takes, they are the last ones.
         scale: Factor of the scores.
         dropout: Share of the probabilities that is dropped.
 
     Returns:
         Shape [1, T, N, D].
     """
-    if query.is_cuda and query.dtype in _OF_KERNELS and dropout == 0:
+    if has_kernel(query) and dropout == 0:
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
         sizes = (queries.boundaries, keys.boundaries, queries.longest, keys.longest)
         attended: Any = varlen_attn(query, key, value, *sizes, scale=scale, window_size=(-1, 0 if is_causal else -1))
@@ -119,6 +120,18 @@ def attend_in_documents(
         return kept
     attend = partial(fused_attention, is_causal=is_causal, scale=scale, dropout=dropout)
     return attend_one_by_one(attend, query, key, value, queries=queries, keys=keys)
+
+
+def has_kernel(query: torch.Tensor) -> bool:
+    """Tell whether torch has one kernel for all documents.
+
+    Args:
+        query: Tells device and dtype.
+
+    Returns:
+        True on a GPU in 16 bits.
+    """
+    return query.is_cuda and query.dtype in _OF_KERNELS
 
 
 def attend_one_by_one(
@@ -129,7 +142,7 @@ def attend_one_by_one(
     *,
     queries: Documents,
     keys: Documents,
-    biases: Sequence[torch.Tensor] | None = None,
+    biases: Sequence[torch.Tensor | None] | None = None,
 ) -> torch.Tensor:
     """Attend in each document by itself, so that no number of one depends on another.
 
@@ -171,7 +184,7 @@ def fused_attention(
         query: Shape [1, N, T, D].
         key: Shape [1, N, S, D].
         value: Shape [1, N, S, D].
-        bias: Added to the scores, shape [1, N, T, S], or None.
+        bias: Added to the scores, shape [1, N, T, S], or False where nothing is seen, shape [T, S]; or None.
         scale: Factor of the scores.
         dropout: Share of the probabilities that is dropped.
         is_causal: Whether a token sees no later ones; not together with a bias.

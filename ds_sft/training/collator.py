@@ -11,6 +11,7 @@ from ds_sft.data.collate import (
     DataCollatorForSupervisedDataset,
     FlatCollatorForCausalDataset,
     FlatCollatorForSupervisedDataset,
+    TreeCollatorForCausalDataset,
 )
 from ds_sft.errors import ModelError
 
@@ -25,6 +26,7 @@ def collator_for(
     *,
     is_flat: bool,
     on_gpu: bool,
+    shares_prefixes: bool = False,
 ) -> Collator:
     """Make the collator.
 
@@ -35,6 +37,7 @@ def collator_for(
         padding_side: Side on which inputs are padded.
         is_flat: Whether batches are flat instead of padded.
         on_gpu: Whether padded lengths are rounded up to what tensor cores like.
+        shares_prefixes: Whether a flat batch is one of trees.
 
     Returns:
         The collator of the family's kind.
@@ -45,7 +48,8 @@ def collator_for(
     multiple_of = _TENSOR_CORE_MULTIPLE if on_gpu else 1
     if not family.is_encoder_decoder:
         padded = DataCollatorForCausalDataset(tokenizer.pad_token_id, padding_side, multiple_of)
-        return FlatCollatorForCausalDataset() if is_flat else padded
+        flat = TreeCollatorForCausalDataset() if shares_prefixes else FlatCollatorForCausalDataset()
+        return flat if is_flat else padded
     pad, start = _pad_and_start(model)
     if is_flat:
         return FlatCollatorForSupervisedDataset(decoder_start_token_id=start, decoder_pad_token_id=pad)

@@ -15,6 +15,7 @@ from ds_sft.data.batching import PackedRankBatches, RankBatches
 from ds_sft.data.datasets import SampleDataset
 from ds_sft.data.fillers import WithFillers, filler_of
 from ds_sft.data.packing import Budgets, Lengths, Packing, equally_full
+from ds_sft.data.sharing import SampleTrees
 from ds_sft.training.order import begin_worker, order_of, packing_of
 from ds_sft.training.step import evaluation_budgets, lengths_of, told_budgets
 
@@ -23,11 +24,13 @@ log = logging.getLogger(__name__)
 Batches = RankBatches | PackedRankBatches
 
 
-def training_batches(samples: SampleDataset, args: TrainingArguments, *, is_encoder_decoder: bool) -> Batches:
+def training_batches(
+    samples: SampleDataset | SampleTrees, args: TrainingArguments, *, is_encoder_decoder: bool
+) -> Batches:
     """Deal out the samples of training, so that every one counts once an epoch on any number of ranks.
 
     Args:
-        samples: With counted tokens where they are packed.
+        samples: With counted tokens where they are packed; or trees of them.
         args: Strategy, seed, batch and ranks.
         is_encoder_decoder: Whether targets have a budget of their own.
 
@@ -53,11 +56,13 @@ def training_batches(samples: SampleDataset, args: TrainingArguments, *, is_enco
     return _dealt(packing, lengths, args, accumulation=accumulation, drop_last=drop_last)
 
 
-def evaluation_batches(samples: SampleDataset, args: TrainingArguments, *, is_encoder_decoder: bool) -> Batches:
+def evaluation_batches(
+    samples: SampleDataset | SampleTrees, args: TrainingArguments, *, is_encoder_decoder: bool
+) -> Batches:
     """Deal out the samples of an evaluation, so that every one counts once on any number of ranks.
 
     Args:
-        samples: With counted tokens where they are packed.
+        samples: With counted tokens where they are packed; or trees of them.
         args: Batch and ranks.
         is_encoder_decoder: Whether targets have a budget of their own.
 
@@ -81,7 +86,7 @@ def evaluation_batches(samples: SampleDataset, args: TrainingArguments, *, is_en
 
 
 def loader_of(
-    samples: SampleDataset,
+    samples: SampleDataset | SampleTrees,
     batches: Batches,
     args: TrainingArguments,
     collate: Callable[[Any], Any],
@@ -133,7 +138,8 @@ def _told(packing: Packing, lengths: Lengths, budgets: Budgets, args: TrainingAr
     num, accumulation, world_size = packing.num_micro_batches, args.gradient_accumulation_steps, args.world_size
     fill = max(lengths.sum(axis=1, dtype=np.int64) / np.array(budgets)) / num
     num_steps = math.ceil(num / (accumulation * world_size))
+    unit = "trees" if args.share_prefixes else "samples"
     return (
-        f"an epoch has {lengths.shape[1]} samples in {num} micro-batches, {100 * fill:.1f} % full: {num_steps} steps x "
+        f"an epoch has {lengths.shape[1]} {unit} in {num} micro-batches, {100 * fill:.1f} % full: {num_steps} steps x "
         f"{accumulation} accumulate x {world_size} ranks"
     )

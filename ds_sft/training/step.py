@@ -11,6 +11,7 @@ from ds_sft.config.parse import Settings
 from ds_sft.contracts import Family
 from ds_sft.data.datasets import SampleDataset
 from ds_sft.data.packing import Budgets, Lengths
+from ds_sft.data.sharing import SampleTrees
 from ds_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,11 @@ def evaluation_budgets(training: Training, *, is_encoder_decoder: bool) -> Budge
     return (budget, budget) if is_encoder_decoder else (budget,)
 
 
-def lengths_of(samples: SampleDataset, *, is_encoder_decoder: bool) -> Lengths:
+def lengths_of(samples: SampleDataset | SampleTrees, *, is_encoder_decoder: bool) -> Lengths:
     """Give the tokens that count against the budgets.
 
     Args:
-        samples: With counted tokens.
+        samples: With counted tokens, or trees of such.
         is_encoder_decoder: Whether targets have a budget of their own.
 
     Returns:
@@ -64,7 +65,9 @@ def step_facts(training: Training, *, world_size: int) -> dict[str, Any]:
     if not training["packing"]:
         return {SAMPLES: training["per_device_train_batch_size"] * micro_steps}
     budgets = budgets_of(training, is_encoder_decoder=True)
-    return {MICRO_BATCHES: micro_steps, **dict(zip(BUDGETS, budgets, strict=True))}
+    # Only where it is on: checkpoints of runs without it stay as they were.
+    sharing = {"share_prefixes": True} if training["share_prefixes"] else {}
+    return {MICRO_BATCHES: micro_steps, **dict(zip(BUDGETS, budgets, strict=True)), **sharing}
 
 
 def asked_batch(settings: Settings) -> list[int]:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from ds_sft.config.arguments import TrainingArguments, save_dtype
+from ds_sft.config.budgets import budgets_of
 from ds_sft.contracts import Family
 from ds_sft.data.collate import Batch
 from ds_sft.errors import PreemptedError
@@ -31,6 +32,8 @@ from ds_sft.training.loaders import evaluation_batches, loader_of, training_batc
 from ds_sft.training.numerics import on_any_rank
 from ds_sft.training.predictions import Predicting
 from ds_sft.training.resuming import ResumingTrainer
+from ds_sft.training.sharing import units_of
+from ds_sft.training.step import evaluation_budgets
 from ds_sft.training.throughput import Throughput
 from ds_sft.zero.ranks import together
 
@@ -83,7 +86,10 @@ class SftTrainer(ResumingTrainer):
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             data_collator=collator_for(
-                *(family, model, tokenizer, padding_side), is_flat=args.packing, on_gpu=args.device.type == "cuda"
+                *(family, model, tokenizer, padding_side),
+                is_flat=args.packing,
+                on_gpu=args.device.type == "cuda",
+                shares_prefixes=bool(args.share_prefixes),
             ),
             compute_loss_func=token_mean_loss,
             callbacks=[ProgressCallback(), StopCallback(lambda: self.is_stopped)],
@@ -121,8 +127,10 @@ class SftTrainer(ResumingTrainer):
         Returns:
             The micro-batches of this rank.
         """
-        samples: Any = self.train_dataset
         args: Any = self.args
+        given: Any = self.train_dataset
+        budget = budgets_of(vars(args), is_encoder_decoder=False)[0]
+        samples: Any = units_of(given, args, budget=budget, is_told=True)
         self._batches = training_batches(samples, args, is_encoder_decoder=self._family.is_encoder_decoder)
         keeps_workers = args.dataloader_persistent_workers
         return loader_of(samples, self._batches, args, self.data_collator, keeps_workers=keeps_workers)
@@ -136,8 +144,9 @@ class SftTrainer(ResumingTrainer):
         Returns:
             The micro-batches of this rank.
         """
-        samples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         args: Any = self.args
+        given: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        samples: Any = units_of(given, args, budget=evaluation_budgets(vars(args), is_encoder_decoder=False)[0])
         batches = evaluation_batches(samples, args, is_encoder_decoder=self._family.is_encoder_decoder)
         return loader_of(samples, batches, args, self.data_collator)
 

@@ -65,6 +65,7 @@ def test_the_training_flags_that_differ_from_those_of_transformers() -> None:
         "predict_max_new_tokens": 128,
         "tokens_per_batch": None,
         "target_tokens_per_batch": None,
+        "share_prefixes": None,
         "max_shard_size": "5GB",
         "report_to": "tensorboard",
         "logging_steps": 10,

@@ -419,7 +419,8 @@ def write_big(kind: str, folder: Path, num_rows: int) -> None:
     (start, end), rows_of_batch = open_records(file).boundaries.spans[0], 4000
     ids = ragged(np.arange(0, 50 * rows_of_batch + 1, 50, dtype=np.int32), np.ones(50 * rows_of_batch, np.int32))
     runs = ragged(np.arange(0, 2 * rows_of_batch + 1, 2, dtype=np.int32), np.tile([0, 50], rows_of_batch))
-    schema, columns = SAMPLES, {"source": ids, "target": ids, "runs": runs}
+    shared = pa.array(np.zeros(rows_of_batch, np.int32))
+    schema, columns = SAMPLES, {"source": ids, "target": ids, "runs": runs, "shared": shared}
     if kind == "places":
         row = {"start": start, "end": end, "number": 1, "nth": 0, "size": 100}
         schema, columns = (

@@ -106,7 +106,8 @@ def test_a_pair_is_kept_as_source_and_supervised_target(tmp_path: Path, encoder:
     (parcel,) = parcels_of(records(tmp_path, talk("What is it?", "It is a loss.")))
     packed = tokenise(encoder, parcel)
     source, target = encoder.tokenizer(PROMPT)["input_ids"], encoder.tokenizer("It is a loss.\n")["input_ids"]
-    assert rows(packed, SAMPLES, tmp_path) == [{"source": source, "target": target, "runs": [0, len(target)]}]
+    expected = {"source": source, "target": target, "runs": [0, len(target)], "shared": 0}
+    assert rows(packed, SAMPLES, tmp_path) == [expected]
     assert packed.counters == Counter(
         samples=1, tokens_total=len(source) + len(target), tokens_supervised=len(target), tokens_truncated=0
     )

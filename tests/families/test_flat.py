@@ -8,7 +8,7 @@ import torch
 from transformers import T5Config
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
-from tests.flat_jobs import KINDS, WORLD_SIZE, batch_of, step_flat
+from tests.flat_jobs import IN_TREES, KINDS, WORLD_SIZE, batch_of, step_flat
 from tests.ranks import run_ranks
 
 T5 = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
@@ -16,7 +16,7 @@ YUAN2 = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidde
 NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 CONFIGS: dict[str, Any] = {
     "flan_t5": T5Config.from_dict({**T5, "tie_word_embeddings": True}),
-    "yuan2": Yuan2Config.from_dict({**YUAN2, **NO_IDS, "tie_word_embeddings": True}),
+    **{name: Yuan2Config.from_dict({**YUAN2, **NO_IDS, "tie_word_embeddings": True}) for name in ("yuan2", IN_TREES)},
 }
 
 
@@ -35,7 +35,7 @@ def test_a_step_on_flat_batches_is_that_of_one_process(stage: int, folders: dict
     stepped = run_ranks(step_flat, folders, stage, world_size=WORLD_SIZE)[0]
     for kind, folder in folders.items():
         model = KINDS[kind].from_pretrained(folder, dtype=torch.float32).train()
-        batches = [batch_of(kind, rank) for rank in range(WORLD_SIZE)]
+        batches = [batch_of("yuan2" if kind == IN_TREES else kind, rank) for rank in range(WORLD_SIZE)]
         mean = sum(model(**batch).loss for batch in batches) / sum(len(batch["targets"].ids) for batch in batches)
         names, weights = zip(*model.named_parameters(), strict=True)
         for name, weight, slope in zip(names, weights, torch.autograd.grad(mean, weights), strict=True):

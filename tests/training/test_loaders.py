@@ -37,6 +37,7 @@ SAMPLES: Any = Samples()
 def args_of(*, rank: int = 0, world_size: int = 1, **changes: Any) -> Any:
     given = {
         "packing": True,
+        "share_prefixes": None,
         "tokens_per_batch": None,
         "target_tokens_per_batch": None,
         "per_device_train_batch_size": 2,

@@ -60,6 +60,8 @@ FAMILY = Family(
     is_encoder_decoder=True,
     refused_precisions={"fp16": "T5's feed-forward outputs exceed 65504, the largest fp16 number, and become inf"},
     attentions=("sdpa", "eager"),
+    # An encoder looks at both sides: what comes behind would change what is shared.
+    sharing_attentions=(),
     loss_modes=(),
     special_tokens=SPECIAL_TOKENS,
     other_tokens=OTHER_TOKENS,

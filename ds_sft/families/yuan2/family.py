@@ -51,6 +51,7 @@ FAMILY = Family(
     is_encoder_decoder=False,
     refused_precisions={},
     attentions=("sdpa", "eager", "flash_attention_2", "flex_attention"),
+    sharing_attentions=("sdpa",),
     loss_modes=("last_response", "split_example", "efficient"),
     special_tokens={},
     other_tokens=(),

@@ -15,6 +15,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
+from ds_sft.families.yuan2.native.filtering import Branches
 from ds_sft.families.yuan2.native.layers import flat_attention
 from ds_sft.families.yuan2.native.rotary import DEPENDS_ON_LENGTH
 from ds_sft.model.flat import Documents
@@ -32,6 +33,7 @@ class View:
         mask: As the attention implementation takes it; None for plain causal attention.
         is_token: False on padding, shape [B, T, 1]; None where there is none.
         goes_on: False on the first token of a document, shape [B, T, 1]; None for one document a row.
+        branches: Tokens whose token before lies elsewhere in the row, and the places of those.
         more: For the attention: document boundaries, for kernels that take those instead of a mask; or the function
             that attends in each document.
     """
@@ -40,6 +42,7 @@ class View:
     mask: Any = None
     is_token: torch.Tensor | None = None
     goes_on: torch.Tensor | None = None
+    branches: Branches | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,8 +73,8 @@ def view_of_documents(
         ValueError: When the arguments contradict each other, or the attention cannot isolate.
     """
     document_ids = packed.ids() if isinstance(packed, Documents) else packed
-    _refuse_contradictions(states, document_ids, config, attention_mask, position_ids, cache)
-    goes_on = _goes_on(document_ids)
+    refuse_contradictions(states, document_ids, config, attention_mask, position_ids, cache)
+    goes_on = goes_on_of(document_ids)
     positions = _restarting_positions(goes_on) if position_ids is None else position_ids
     if isinstance(packed, Documents) and config._attn_implementation == "sdpa":  # noqa: SLF001  # as below
         return View(positions, goes_on=goes_on[..., None], more={"attend": partial(flat_attention, packed)})
@@ -131,8 +134,15 @@ def view_of_rows(
     return View(position_ids, mask=full, is_token=new[..., None] if has_padding and new is not None else None)
 
 
-def _goes_on(document_ids: torch.Tensor) -> torch.Tensor:
-    """Tell which tokens have a token of their own document before them, shape [B, T]."""
+def goes_on_of(document_ids: torch.Tensor) -> torch.Tensor:
+    """Tell which tokens have a token of their own document right before them.
+
+    Args:
+        document_ids: Numbers that are equal inside a document, shape [B, T].
+
+    Returns:
+        Shape [B, T].
+    """
     first = torch.zeros_like(document_ids[:, :1], dtype=torch.bool)
     return torch.cat([first, document_ids[:, 1:] == document_ids[:, :-1]], dim=1)
 
@@ -228,7 +238,7 @@ def _refuse_other_beginning(
         )
 
 
-def _refuse_contradictions(
+def refuse_contradictions(
     states: torch.Tensor,
     document_ids: torch.Tensor,
     config: Yuan2Config,
@@ -236,6 +246,19 @@ def _refuse_contradictions(
     position_ids: torch.Tensor | None,
     cache: Cache | None,
 ) -> None:
+    """Refuse arguments that no packed documents have.
+
+    Args:
+        states: Embedded tokens, shape [B, T, H].
+        document_ids: Of the tokens, shape [B, T].
+        config: Names the attention implementation.
+        attention_mask: None, or the mask that the document ids imply.
+        position_ids: None, or positions that go up by one inside each document.
+        cache: Must be None.
+
+    Raises:
+        ValueError: When they contradict each other, or the attention cannot isolate.
+    """
     attention = config._attn_implementation  # noqa: SLF001  # transformers offers no public way to ask
     shape = list(states.shape[:2])
     if attention not in _MASKED and not is_flash_attention_requested(config):
@@ -260,7 +283,7 @@ def _refuse_contradictions(
         raise ValueError(
             "attention_mask: must be 0 exactly where document_ids is -1, but is not; leave it out, the ids are enough"
         )
-    goes_on = _goes_on(document_ids) & (document_ids >= 0)
+    goes_on = goes_on_of(document_ids) & (document_ids >= 0)
     if position_ids is not None and bool((goes_on[:, 1:] & (position_ids.diff(dim=1) != 1)).any()):
         raise ValueError(
             "position_ids: must go up by one inside each document, but do not; leave them out, they are counted"

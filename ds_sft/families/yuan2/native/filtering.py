@@ -13,6 +13,8 @@ from transformers import Cache
 
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 
+Branches = tuple[torch.Tensor, torch.Tensor]
+"""Places of some tokens, and of the tokens before them, each [branches]."""
 FILTER_NORM_EPSILON = 1e-6
 """Written into the official code; `rms_norm_eps` of config.json does not reach this norm."""
 
@@ -75,6 +77,7 @@ class Yuan2LocalizedFiltering(nn.Module):
         is_token: torch.Tensor | None,
         goes_on: torch.Tensor | None,
         cache: Cache | None,
+        branches: Branches | None = None,
     ) -> torch.Tensor:
         """Filter.
 
@@ -85,12 +88,13 @@ class Yuan2LocalizedFiltering(nn.Module):
             is_token: False on padding, shape [B, T, 1]; None where there is none.
             goes_on: False on the first token of a document, shape [B, T, 1]; None for one document a row.
             cache: Holds the last state and the last output of the first convolution of each layer.
+            branches: Tokens whose token before lies elsewhere in the row; `goes_on` is False on them.
 
         Returns:
             Shape [B, T, H].
         """
-        inner = self.conv1(self._before(states, 0, is_token, goes_on, cache), states)
-        outer = self.conv2(self._before(inner, 1, is_token, goes_on, cache), inner)
+        inner = self.conv1(_branched(states, self._before(states, 0, is_token, goes_on, cache), branches), states)
+        outer = self.conv2(_branched(inner, self._before(inner, 1, is_token, goes_on, cache), branches), inner)
         filtered: torch.Tensor = self.output_layernorm(outer + states)
         return filtered
 
@@ -117,3 +121,11 @@ class Yuan2LocalizedFiltering(nn.Module):
         else:
             before = known[:, -num_tokens - 1 : -1]
         return before if goes_on is None else before.masked_fill(~goes_on, 0)
+
+
+def _branched(states: torch.Tensor, before: torch.Tensor, branches: Branches | None) -> torch.Tensor:
+    """Put the state of the token before each branch where there is zero."""
+    if branches is None:
+        return before
+    firsts, parents = branches
+    return before.index_add(1, firsts, states.index_select(1, parents))

@@ -11,10 +11,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
-from ds_sft.families.yuan2.native.filtering import Yuan2LocalizedFiltering
+from ds_sft.families.yuan2.native.filtering import Branches, Yuan2LocalizedFiltering
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import rotate
 from ds_sft.model.flat import Documents, attend_in_documents
+from ds_sft.model.trees import Trees, attend_in_trees
 
 Attend = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -54,6 +55,7 @@ class Yuan2Attention(nn.Module):
         is_token: torch.Tensor | None,
         goes_on: torch.Tensor | None,
         past_key_values: Cache | None,
+        branches: Branches | None = None,
         attend: Attend | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -66,6 +68,7 @@ class Yuan2Attention(nn.Module):
             is_token: False on padding, shape [B, T, 1], or None.
             goes_on: False on the first token of a document, shape [B, T, 1], or None.
             past_key_values: Keys, values and filter states of earlier tokens, or None.
+            branches: As in `Yuan2LocalizedFiltering.forward`.
             attend: Attends in the place of transformers' function.
             **kwargs: For the attention implementation.
 
@@ -73,7 +76,9 @@ class Yuan2Attention(nn.Module):
             Shape [B, T, H]; and the attention probabilities [B, N, T, S] where the implementation gives them.
         """
         shape = hidden_states.shape[:-1]
-        filtered = self.lf_gate(hidden_states, is_token=is_token, goes_on=goes_on, cache=past_key_values)
+        filtered = self.lf_gate(
+            hidden_states, is_token=is_token, goes_on=goes_on, cache=past_key_values, branches=branches
+        )
         fused = torch.cat([self.q_proj(filtered), self.k_proj(filtered)], dim=-1)
         query, key = fused.view(*shape, -1, 2 * self.head_dim).transpose(1, 2).chunk(2, dim=-1)
         value = self.v_proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
@@ -207,3 +212,34 @@ def flat_attention(
     """
     both = {"queries": documents, "keys": documents}
     return attend_in_documents(query, key, value, **both, is_causal=True, scale=scaling, dropout=dropout), None
+
+
+def tree_attention(
+    trees: Trees,
+    _module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: None,
+    *,
+    scaling: float,
+    dropout: float,
+) -> tuple[torch.Tensor, None]:
+    """Attend in the trees of a flat batch.
+
+    Args:
+        trees: How its documents share tokens.
+        _module: Unused; transformers' interface.
+        query: Shape [1, N, T, D].
+        key: Shape [1, N, T, D].
+        value: Shape [1, N, T, D].
+        _attention_mask: Unused.
+        scaling: Factor of the scores.
+        dropout: Must be 0: documents of their own would drop other probabilities.
+
+    Returns:
+        Shape [1, T, N, D]; and no probabilities.
+    """
+    if dropout:
+        raise AssertionError(f"dropout must be 0 where documents share tokens, but is {dropout}")
+    return attend_in_trees(query, key, value, trees=trees, scale=scaling), None

@@ -19,9 +19,11 @@ from ds_sft.families.yuan2.native.layers import Yuan2Attention, Yuan2DecoderLaye
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import Yuan2RotaryEmbedding
 from ds_sft.families.yuan2.native.rules import config_faults
+from ds_sft.families.yuan2.native.trees import view_of_trees
 from ds_sft.model.flat import Documents
 from ds_sft.model.folder import read_json
 from ds_sft.model.loss import LossHead, TargetLosses, Targets, losses_at
+from ds_sft.model.trees import Trees
 from ds_sft.model.weights import differing_ties, refuse_loading_faults, stored_shapes, weight_faults
 
 _FOREIGN = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "document_id", "offsets"}
@@ -140,7 +142,7 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: torch.Tensor | None = None,
-        documents: Documents | None = None,
+        documents: Documents | Trees | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Give the final states.
@@ -155,7 +157,7 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
                 gradient checkpointing.
             document_ids: For packed rows: equal inside a document, -1 on padding, shape [B, T]. Attention and filters
                 stay inside documents and positions restart.
-            documents: The same for one row that has no padding.
+            documents: The same for one row that has no padding; or how documents share their beginnings.
             **kwargs: For the attention implementation.
 
         Returns:
@@ -175,7 +177,8 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
         packed = document_ids if documents is None else documents
         cache = self._cache(past_key_values, use_cache, has_documents=packed is not None)
         given = {"config": self.config, "attention_mask": attention_mask, "position_ids": position_ids, "cache": cache}
-        view = view_of_rows(states, **given) if packed is None else view_of_documents(states, packed, **given)
+        view_of: Any = view_of_trees if isinstance(packed, Trees) else view_of_documents
+        view = view_of_rows(states, **given) if packed is None else view_of(states, packed, **given)
         states = self._run(states, view, cache, kwargs)
         return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=cache)
 
@@ -203,6 +206,7 @@ class Yuan2Model(Yuan2PreTrainedModel):  # type: ignore[no-untyped-call]  # tran
                 position_embeddings=position_embeddings,
                 is_token=view.is_token,
                 goes_on=view.goes_on,
+                branches=view.branches,
                 past_key_values=cache,
                 **view.more,
                 **more,
