@@ -34,9 +34,8 @@ def refuse_small_disk(model: nn.Module, *, args: TrainingArguments, into: Path, 
     exported = (trained if is_adapted else whole) * _BYTES[save_dtype(args, is_adapted=is_adapted)]
     num_checkpoints, checkpoint = 0, 0
     if str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
-        # One more than stay: the old ones go only when the new one is whole.
-        num_checkpoints = (args.save_total_limit or 1) + 1
-        averages = _ADAM_AVERAGES if "adam" in str(args.optim) or args.deepspeed else 0
+        num_checkpoints = _most_checkpoints(args)
+        averages = _ADAM_AVERAGES if "adam" in args.optim or args.deepspeed else 0
         checkpoint = exported + (0 if args.save_only_model else trained * (_MASTER_WEIGHT + averages))
     there = sum(file.stat().st_size for _, folder in checkpoints_of(into) for file in folder.rglob("*"))
     needed, free = exported + num_checkpoints * checkpoint, shutil.disk_usage(into).free + there
@@ -47,3 +46,21 @@ def refuse_small_disk(model: nn.Module, *, args: TrainingArguments, into: Path, 
             f"free ({num_checkpoints} checkpoints of {gigabytes[2]} GB, export {gigabytes[3]} GB); free some space, "
             "lower --save_total_limit, or name another folder"
         )
+
+
+def _most_checkpoints(args: TrainingArguments) -> int:
+    """Tell how many are there at once."""
+    if args.save_total_limit is None:
+        return _num_saves(args)
+    # The best one stays beside the newest, and an old one goes only when the new one is whole.
+    return max(args.save_total_limit, 1) + (args.metric_for_best_model is not None) + 1
+
+
+def _num_saves(args: TrainingArguments) -> int:
+    """Tell how often the run saves; at least two where its steps are not known yet."""
+    if args.save_strategy == "epoch" and args.max_steps <= 0:
+        return math.ceil(args.num_train_epochs)
+    if args.max_steps <= 0:
+        return 2
+    every = args.save_steps if args.save_steps >= 1 else max(1, math.ceil(args.max_steps * args.save_steps))
+    return math.ceil(args.max_steps / every)
