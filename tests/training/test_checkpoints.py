@@ -148,6 +148,8 @@ ELASTIC: list[tuple[int, dict[str, Any], int, dict[str, Any]]] = [
     (2, ZERO3, 1, ZERO3),
     (1, ZERO3, 2, ZERO3),
     (2, ZERO2, 4, ZERO2),
+    (4, ZERO2, 2, ZERO2),
+    (2, ZERO3, 4, ZERO3),
     (4, ZERO3, 2, ZERO3),
     (2, ZERO2, 2, ZERO3),
     (2, ZERO3, 1, {}),
