@@ -12,7 +12,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 PATIENCE_SECONDS = 300.0
 ROOM = Path(__file__).parent.parent / "ds_sft"
@@ -40,7 +40,7 @@ def main(point: str, folder: Path) -> None:
     """
     own, leave = os.getpid(), os._exit
 
-    def noted(code: int) -> None:
+    def noted(code: int) -> NoReturn:
         if os.getpid() == own:
             _mark(folder, "code").write_text(str(code))
         leave(code)

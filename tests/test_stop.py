@@ -123,11 +123,10 @@ def _flags(model: Path, data: Path, output: Path) -> list[str]:
         per_device_train_batch_size=2,
         deepspeed=CONFIGS / "zero3.json",
         eval_data_path=data,
-        **{
-            f"{name}_{what}": value
-            for name in ("eval", "save")
-            for what, value in (("strategy", "steps"), ("steps", 2))
-        },
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
     )
 
 
