@@ -40,10 +40,10 @@ def main(point: str, folder: Path) -> None:
     """
     own, leave = os.getpid(), os._exit
 
-    def noted(code: int) -> NoReturn:
+    def noted(status: int) -> NoReturn:
         if os.getpid() == own:
-            _mark(folder, "code").write_text(str(code))
-        leave(code)
+            _mark(folder, "code").write_text(str(status))
+        leave(status)
 
     os._exit = noted
     sys.meta_path.insert(0, _Hook(*POINTS[point], folder=folder))
