@@ -41,7 +41,10 @@ def write_settings(settings: Settings, *, into: Path) -> Path:
     path = into / FILE
     # A flag can neither be given without a value nor with an empty list.
     content = {name: value for name, value in _plain(settings).items() if value is not None and value != []}
-    path.write_text(yaml.safe_dump(content, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    # A link of this name may lead out of the folder.
+    path.unlink(missing_ok=True)
+    with path.open("x", encoding="utf-8") as stream:
+        yaml.safe_dump(content, stream, sort_keys=True, allow_unicode=True)
     return path
 
 

@@ -97,8 +97,10 @@ def write_counters(train: Account, evaluation: Account | None, *, into: Path) ->
         into: The folder; `data_counters.json` in it is replaced.
     """
     accounts = {"train": train} if evaluation is None else {"train": train, "eval": evaluation}
+    text = json.dumps({role: asdict(account) for role, account in accounts.items()}, indent=2, default=str) + "\n"
     part = into / f".{FILE_NAME}.part"
-    part.write_text(
-        json.dumps({role: asdict(account) for role, account in accounts.items()}, indent=2, default=str) + "\n"
-    )
+    part.unlink(missing_ok=True)
+    # Only what did not exist is opened: a link that somebody put there leads out of the folder.
+    with part.open("x", encoding="utf-8") as stream:
+        stream.write(text)
     part.replace(into / FILE_NAME)

@@ -100,8 +100,7 @@ def disk_of(
     trained: int,
     exported: int,
     dtype: str,
-    save_strategy: str,
-    save_total_limit: int | None,
+    num_checkpoints: int,
     is_model_only: bool,
     has_averages: bool,
 ) -> Disk:
@@ -111,8 +110,7 @@ def disk_of(
         trained: Parameters that train.
         exported: Parameters of the export: the model, or what trains beside it.
         dtype: Number format of the export.
-        save_strategy: `no` for no checkpoints.
-        save_total_limit: How many of them stay; None for one, because nobody can tell how many there will be.
+        num_checkpoints: That are there at once.
         is_model_only: Whether checkpoints have no states of the optimizer.
         has_averages: Whether the optimizer keeps two numbers for a weight.
 
@@ -120,8 +118,20 @@ def disk_of(
         The sizes.
     """
     size = exported * _BYTES[dtype]
-    if save_strategy == "no":
+    if not num_checkpoints:
         return Disk(size, 0, 0)
     states = 0 if is_model_only else trained * (_MASTER_WEIGHT + (_ADAM_AVERAGES if has_averages else 0))
-    # One more than stay: the old ones go only when the new one is whole.
-    return Disk(size, size + states, (save_total_limit or 1) + 1)
+    return Disk(size, size + states, num_checkpoints)
+
+
+def most_checkpoints(save_total_limit: int, *, has_best: bool) -> int:
+    """Tell how many checkpoints are there at once.
+
+    Args:
+        save_total_limit: How many of the newest stay.
+        has_best: Whether the best one stays beside them.
+
+    Returns:
+        One more than stay: an old one goes only when the new one is whole.
+    """
+    return max(save_total_limit, 1) + has_best + 1

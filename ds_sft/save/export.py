@@ -1,7 +1,9 @@
 """Writes a trained model so that plain transformers loads it: weights, config, tokenizer, model card."""
 
 import json
+import logging
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,11 @@ from ds_sft.contracts import Family
 from ds_sft.save.card import model_card
 from ds_sft.save.files import FileFact, replace_file, settled
 from ds_sft.save.manifest import FORMAT, MANIFEST, Manifest, write_manifest
-from ds_sft.save.shards import Plan, plan_shards, shard_writer
+from ds_sft.save.shards import UNFINISHED, Plan, plan_shards, shard_writer
+from ds_sft.zero.distributed import world_size
 from ds_sft.zero.gather import full_shape, stored_tensors, streamed
+
+log = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 _EXPORTED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -111,6 +116,8 @@ def write_tensors(
         if not is_writer:
             return {}
         into.mkdir(parents=True, exist_ok=True)
+        if world_size() > 1:
+            log.info("%s: one rank writes %.2f GB of weights, the others wait for it", into, plan.num_bytes / 1e9)
         # From here on the folder is not what an earlier manifest says.
         (into / MANIFEST).unlink(missing_ok=True)
         with shard_writer(plan, into) as writer:
@@ -175,7 +182,11 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, into: Path) -> list[str]
     Returns:
         The names of its files.
     """
-    names = [Path(file).name for file in tokenizer.save_pretrained(into)]
+    # transformers writes into what is there: a link of such a name may lead out of the folder.
+    with tempfile.TemporaryDirectory(dir=into, prefix=UNFINISHED) as folder:
+        names = [Path(file).name for file in tokenizer.save_pretrained(folder)]
+        for file in Path(folder).iterdir():
+            file.replace(into / file.name)
     file = into / "tokenizer_config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     if content.get("tokenizer_class") == "TokenizersBackend":

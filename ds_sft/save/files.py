@@ -141,7 +141,10 @@ def replace_file(path: Path, content: bytes) -> None:
         OSError: When the disk is full or fails.
     """
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
+    part.unlink(missing_ok=True)
+    # Only what did not exist is opened: a link that somebody put there leads out of the folder.
+    with os.fdopen(os.open(part, _NEW, 0o666), "wb") as stream:
+        stream.write(content)
     part.replace(path)
 
 

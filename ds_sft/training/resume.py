@@ -214,8 +214,8 @@ def resume_faults(settings: Settings) -> Iterator[DsSftError]:
         )
     elif found and Path(asked).expanduser().resolve() in [path.resolve() for _, path in found[1:]]:
         yield ConfigError(
-            f"resume_from_checkpoint: must be the newest of its folder, but {asked} is older than {found[0][1]}; move "
-            "the newer ones away, or name another output_dir"
+            f"resume_from_checkpoint: must be the newest of its folder, but {asked} is older than {found[0][1]}, "
+            "from which the run would go on after a stop; move the newer ones away, or name another output_dir"
         )
 
 

@@ -36,6 +36,7 @@ from ds_sft.training.sharing import units_of
 from ds_sft.training.step import evaluation_budgets
 from ds_sft.training.throughput import Throughput
 from ds_sft.zero.ranks import together
+from ds_sft.zero.state import at_rest
 
 
 class SftTrainer(ResumingTrainer):
@@ -273,15 +274,16 @@ class SftTrainer(ResumingTrainer):
             "is_writer": self.is_world_process_zero(),
             "finished": finished,
         }
-        if self._adapters is None:
-            return export_model(bare, max_shard_size=self._max_shard_size, **to)
-        return export_adapter(
-            self._adapters.tensors(),
-            self._adapters.config(),
-            published_config(bare.get_base_model(), family=self._family, dtype=torch.bfloat16),
-            fits_plain_peft=self._adapters.base.is_as_stored,
-            **to,
-        )
+        with at_rest(self._bare_optimizer()):
+            if self._adapters is None:
+                return export_model(bare, max_shard_size=self._max_shard_size, **to)
+            return export_adapter(
+                self._adapters.tensors(),
+                self._adapters.config(),
+                published_config(bare.get_base_model(), family=self._family, dtype=torch.bfloat16),
+                fits_plain_peft=self._adapters.base.is_as_stored,
+                **to,
+            )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Look at loss and gradients of every step, before torch's optimizers use them; DeepSpeed looks by itself.

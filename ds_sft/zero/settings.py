@@ -147,7 +147,10 @@ def write_resolved(config: Mapping[str, Any], *, into: Path) -> Path:
     path = into / "ds_sft.resolved.deepspeed.json"
     # accelerate silences DeepSpeed's own step report with an infinite interval, which JSON has no word for.
     plain = {key: value for key, value in config.items() if value != math.inf}
-    path.write_text(json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    # A link of this name may lead out of the folder.
+    path.unlink(missing_ok=True)
+    with path.open("x", encoding="utf-8") as stream:
+        stream.write(json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
     return path
 
 

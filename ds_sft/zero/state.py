@@ -170,6 +170,30 @@ def rewritten(optimizer: Any) -> Iterator[None]:
     optimizer.update_lp_params()
 
 
+@contextmanager
+def at_rest(optimizer: Any) -> Iterator[None]:
+    """Let partitioned weights be gathered inside, when none is on its way; every rank must enter.
+
+    ZeRO-3 fetches weights ahead, and an evaluation leaves some that nobody waits for: gathering one of those fails with
+    "Cannot partition a param in flight".
+
+    Args:
+        optimizer: torch's, or DeepSpeed's around it.
+
+    Yields:
+        Nothing.
+    """
+    if is_replicated(optimizer) or hasattr(optimizer, "update_lp_params"):
+        yield
+        return
+    optimizer.checkpoint_event_prologue()
+    try:
+        yield
+    finally:
+        # Every rank takes part in it, whatever failed on one.
+        optimizer.checkpoint_event_epilogue()
+
+
 def counters(engine: Any) -> dict[str, float]:
     """Give what DeepSpeed counts beside the optimizer, its loss scale among them.
 

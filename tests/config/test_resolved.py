@@ -50,3 +50,10 @@ def test_secrets_and_the_rank_are_not_written(tmp_path: Path) -> None:
     assert "hf_secret" not in text
     assert "hub_token" not in text
     assert "local_rank" not in text
+
+
+def test_the_settings_take_the_place_of_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("old")
+    (tmp_path / "ds_sft.resolved.yaml").symlink_to(tmp_path / "victim")
+    assert not write_settings(parse(MANY), into=tmp_path).is_symlink()
+    assert (tmp_path / "victim").read_text() == "old"

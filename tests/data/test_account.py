@@ -57,3 +57,13 @@ def test_data_that_teach_nothing_are_refused_in_one_sentence() -> None:
         "d.json: must hold at least one sample with an answer, but none of 3 records gave one (3 records, 1 "
         "rejected_unknown_role, 2 samples, 90 tokens_total); mend the records named above, or raise --model_max_length"
     )
+
+
+@pytest.mark.parametrize("name", ["data_counters.json", ".data_counters.json.part"])
+def test_the_counters_take_the_place_of_a_planted_link(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "victim").write_text("old")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "victim")
+    write_counters(ACCOUNT, None, into=tmp_path / "run")
+    assert (tmp_path / "victim").read_text() == "old"
+    assert [(file.name, file.is_symlink()) for file in (tmp_path / "run").iterdir()] == [("data_counters.json", False)]

@@ -22,7 +22,7 @@ from ds_sft.data.draft import Encoder
 from ds_sft.errors import SaveError
 from ds_sft.families import family_named
 from ds_sft.save import export
-from ds_sft.save.export import Finished, export_model
+from ds_sft.save.export import Finished, export_model, write_tokenizer
 from ds_sft.save.manifest import MANIFEST, faults_of, read_manifest
 from ds_sft.zero import gather
 from tests.conftest import CONFIGS
@@ -304,3 +304,14 @@ def test_a_rank_that_cannot_write_takes_part_in_gathering_all_the_same(
     with pytest.raises((OSError, SaveError)):
         export_tiny(tiny_checkpoint, tmp_path, finished=Finished(3, {}))
     assert set(gathered) >= set(load_file(tiny_checkpoint / "model.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_tokenizer_takes_the_place_of_a_planted_link(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "victim").write_text("old")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "victim")
+    names = write_tokenizer(AutoTokenizer.from_pretrained(tiny_checkpoint), tmp_path / "run")
+    assert (tmp_path / "victim").read_text() == "old"
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == sorted(names)
+    assert not (tmp_path / "run" / name).is_symlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ds_sft.save import files
-from ds_sft.save.files import FileFact, NewFile, fact_of, settled, sync_folder, write_new_json
+from ds_sft.save.files import FileFact, NewFile, fact_of, replace_file, settled, sync_folder, write_new_json
 
 # The test vector of FIPS 180-2, appendix B.1.
 ABC = FileFact(size=3, sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
@@ -159,3 +159,18 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "old").touch()
     with pytest.raises(NotADirectoryError):
         sync_folder(tmp_path / "old")
+
+
+@pytest.mark.parametrize("name", ["report.html", ".report.html.part"])
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+def test_a_file_is_replaced_beside_a_planted_link_and_what_that_names_is_kept(
+    name: str, plant: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"old")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    plant(folder / name, victim)
+    replace_file(folder / "report.html", b"new")
+    assert victim.read_bytes() == b"old"
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"report.html": b"new"}

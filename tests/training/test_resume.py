@@ -458,8 +458,8 @@ def test_an_older_checkpoint_is_refused_however_it_is_spelled(settings: Settings
     newest = whole(settings.output_dir / "checkpoint-10")
     asked = spelled.format(older)
     assert fault(settings, asked, code=64) == (
-        f"resume_from_checkpoint: must be the newest of its folder, but {asked} is older than {newest}; move the newer "
-        "ones away, or name another output_dir"
+        f"resume_from_checkpoint: must be the newest of its folder, but {asked} is older than {newest}, from which the "
+        "run would go on after a stop; move the newer ones away, or name another output_dir"
     )
 
 

@@ -193,6 +193,13 @@ def test_the_resolved_config_is_written_beside_the_run(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == {"a": {"dtype": "x"}, "b": 1}
 
 
+def test_the_resolved_config_takes_the_place_of_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("old")
+    (tmp_path / "ds_sft.resolved.deepspeed.json").symlink_to(tmp_path / "victim")
+    assert not write_resolved({"b": 1}, into=tmp_path).is_symlink()
+    assert (tmp_path / "victim").read_text() == "old"
+
+
 def test_a_file_that_lets_deepspeed_step_on_nan_is_refused() -> None:
     assert faults({"bf16": {"enabled": True, "check_grad_overflow": False}}) == [
         (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ds_sft.data.workers import num_cores
 from ds_sft.errors import MissingInputError
-from ds_sft.model.costs import Disk, disk_of, num_parameters, training_flops, work_of
+from ds_sft.model.costs import Disk, disk_of, most_checkpoints, num_parameters, training_flops, work_of
 from ds_sft.tools.findings import Findings
 from ds_sft.tools.inputs import read_inputs
 from ds_sft.tools.plan.job import Job
@@ -167,8 +167,10 @@ def disk_of_job(job: Job) -> Disk:
         trained=trained,
         exported=trained if adapters else num_parameters(job.shape),
         dtype=job.run.save_dtype or ("fp32" if adapters else "bf16"),
-        save_strategy=job.run.save_strategy,
-        save_total_limit=job.run.save_total_limit,
+        # Without a limit nobody can tell yet how many there will be.
+        num_checkpoints=most_checkpoints(job.run.save_total_limit or 1, has_best=False)
+        if job.run.save_strategy != "no"
+        else 0,
         is_model_only=job.run.save_only_model,
         has_averages="adam" in job.run.optim or bool(job.run.deepspeed),
     )
