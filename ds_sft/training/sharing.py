@@ -3,15 +3,17 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ds_sft.config.arguments import LoraArguments, TrainingArguments
+from ds_sft.config.budgets import budgets_of
 from ds_sft.config.parse import Settings
 from ds_sft.contracts import Family
-from ds_sft.data.datasets import SampleDataset
 from ds_sft.data.sharing import SampleTrees
 from ds_sft.model.adapter_config import read_adapter_config
+from ds_sft.training.step import evaluation_budgets
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +41,40 @@ def with_sharing_settled(settings: Settings, *, family: Family) -> Settings:
     return replace(settings, training={**settings.training, "share_prefixes": is_on})
 
 
-def units_of(
-    samples: SampleDataset, args: TrainingArguments, *, budget: int, is_told: bool = False
-) -> SampleDataset | SampleTrees:
-    """Give what micro-batches are made of.
+def training_units(samples: Any, args: TrainingArguments) -> Any:
+    """Give what micro-batches of training are made of, and tell what sharing saves.
 
     Args:
         samples: With counted tokens where they share some.
         args: Say whether they do.
-        budget: Most tokens of a micro-batch.
-        is_told: Whether what is saved is told.
 
     Returns:
         The samples, or trees of them.
     """
     if not args.share_prefixes:
         return samples
-    trees = SampleTrees(samples, budget=budget)
-    if is_told:
-        stored, whole = (int(each.num_tokens().sum(dtype=np.int64)) for each in (trees, samples))
-        log.info(
-            "share_prefixes: %d samples of %d tokens become %d trees of %d tokens, %.2f times fewer",
-            *(len(samples), whole, len(trees), stored, whole / stored),
-        )
+    trees = SampleTrees(samples, budget=budgets_of(vars(args), is_encoder_decoder=False)[0])
+    stored, whole = (int(each.num_tokens().sum(dtype=np.int64)) for each in (trees, samples))
+    log.info(
+        "share_prefixes: %d samples of %d tokens become %d trees of %d tokens, %.2f times fewer",
+        *(len(samples), whole, len(trees), stored, whole / stored),
+    )
     return trees
+
+
+def evaluation_units(samples: Any, args: TrainingArguments) -> Any:
+    """Give what micro-batches of an evaluation are made of.
+
+    Args:
+        samples: With counted tokens where they share some.
+        args: Say whether they do.
+
+    Returns:
+        The samples, or trees of them.
+    """
+    if not args.share_prefixes:
+        return samples
+    return SampleTrees(samples, budget=evaluation_budgets(vars(args), is_encoder_decoder=False)[0])
 
 
 def _reason_against(settings: Settings, family: Family) -> str | None:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from ds_sft.config.arguments import TrainingArguments, save_dtype
-from ds_sft.config.budgets import budgets_of
 from ds_sft.contracts import Family
 from ds_sft.data.collate import Batch
 from ds_sft.errors import PreemptedError
@@ -32,8 +31,7 @@ from ds_sft.training.loaders import evaluation_batches, loader_of, training_batc
 from ds_sft.training.numerics import on_any_rank
 from ds_sft.training.predictions import Predicting
 from ds_sft.training.resuming import ResumingTrainer
-from ds_sft.training.sharing import units_of
-from ds_sft.training.step import evaluation_budgets
+from ds_sft.training.sharing import evaluation_units, training_units
 from ds_sft.training.throughput import Throughput
 from ds_sft.zero.ranks import together
 from ds_sft.zero.state import at_rest
@@ -129,9 +127,7 @@ class SftTrainer(ResumingTrainer):
             The micro-batches of this rank.
         """
         args: Any = self.args
-        given: Any = self.train_dataset
-        budget = budgets_of(vars(args), is_encoder_decoder=False)[0]
-        samples: Any = units_of(given, args, budget=budget, is_told=True)
+        samples: Any = training_units(self.train_dataset, args)
         self._batches = training_batches(samples, args, is_encoder_decoder=self._family.is_encoder_decoder)
         keeps_workers = args.dataloader_persistent_workers
         return loader_of(samples, self._batches, args, self.data_collator, keeps_workers=keeps_workers)
@@ -146,8 +142,7 @@ class SftTrainer(ResumingTrainer):
             The micro-batches of this rank.
         """
         args: Any = self.args
-        given: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        samples: Any = units_of(given, args, budget=evaluation_budgets(vars(args), is_encoder_decoder=False)[0])
+        samples: Any = evaluation_units(self.eval_dataset if eval_dataset is None else eval_dataset, args)
         batches = evaluation_batches(samples, args, is_encoder_decoder=self._family.is_encoder_decoder)
         return loader_of(samples, batches, args, self.data_collator)
 
