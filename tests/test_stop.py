@@ -147,6 +147,10 @@ def test_a_stopped_job_loses_nothing_leaves_nobody_behind_and_goes_on_with_equal
         for number in SIGNALS.get(name, [signal.SIGKILL]):
             job.hit(target, number)
             time.sleep(REPEAT_SECONDS)
+        if target == "runner":
+            # The ranks look for it every half second, and it may take its time to die.
+            _wait(lambda: job.runner.poll() is not None, "the runner is left", job)
+            time.sleep(REPEAT_SECONDS)
         if point in EARLY:
             # At once: nothing lets them go on.
             _wait(lambda: not job.left(), "processes are left", job)

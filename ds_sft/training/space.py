@@ -36,7 +36,7 @@ def refuse_small_disk(model: nn.Module, *, args: TrainingArguments, into: Path, 
         dtype=save_dtype(args, is_adapted=is_adapted),
         num_checkpoints=_most_checkpoints(args) if is_saving else 0,
         is_model_only=args.save_only_model,
-        has_averages="adam" in str(args.optim) or bool(args.deepspeed),
+        has_averages="adam" in args.optim or bool(args.deepspeed),
     )
     there = sum(file.stat().st_size for _, folder in checkpoints_of(into) for file in folder.rglob("*"))
     needed, free = disk.most, shutil.disk_usage(into).free + there
