@@ -107,13 +107,18 @@ def train(arguments: Sequence[str]) -> SftTrainer | None:
             write_counters(train_dataset.account, evaluated, into=settings.output_dir)
         STOP.defer()
         result = trainer.train(resume_from_checkpoint=begin.checkpoint)
-        if not trainer.is_stopped:
-            trainer.save_metrics("train", result.metrics)
-            trainer.save_state()
-            trainer.save_model()
-        if trainer.is_stopped or STOP.reason:
-            raise PreemptedError(f"stopped after step {trainer.state.global_step}; the same command goes on")
+        _finish(trainer, result.metrics)
         return trainer
+
+
+def _finish(trainer: SftTrainer, metrics: dict[str, float]) -> None:
+    """Write what a whole run leaves, or say that this one was stopped."""
+    if not trainer.is_stopped:
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+        trainer.save_model()
+    if trainer.is_stopped or STOP.reason:
+        raise PreemptedError(f"stopped after step {trainer.state.global_step}; the same command goes on")
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ from ds_sft.contracts import ModelShape, Work
 
 _MULTIPLY_AND_ADD = 2
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_MASTER_WEIGHT = 4
-_ADAM_AVERAGES = 8
+MASTER_WEIGHT = 4
+ADAM_AVERAGES = 8
+"""Bytes of an optimizer for a weight: its fp32 copy, and two averages in fp32."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def disk_of(
     size = exported * _BYTES[dtype]
     if not num_checkpoints:
         return Disk(size, 0, 0)
-    states = 0 if is_model_only else trained * (_MASTER_WEIGHT + (_ADAM_AVERAGES if has_averages else 0))
+    states = 0 if is_model_only else trained * (MASTER_WEIGHT + (ADAM_AVERAGES if has_averages else 0))
     return Disk(size, size + states, num_checkpoints)
 
 

@@ -81,7 +81,13 @@ def trees_of(offsets: torch.Tensor, shared: torch.Tensor, *, device: torch.devic
 
 
 def attend_in_trees(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, trees: Trees, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    trees: Trees,
+    scale: float,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """Attend causally from each token to those before it in its document, shared or not.
 
@@ -94,10 +100,13 @@ def attend_in_trees(
         value: Shape [1, N, T, D].
         trees: Of the T tokens.
         scale: Factor of the scores.
+        dropout: Must be 0: documents of their own would drop other probabilities.
 
     Returns:
         Shape [1, T, N, D].
     """
+    if dropout:
+        raise AssertionError(f"dropout must be 0 where documents share tokens, but is {dropout}")
     key, value = (states.index_select(2, trees.places) for states in (key, value))
     sizes = {"queries": trees.stored, "keys": trees.whole}
     if has_kernel(query):

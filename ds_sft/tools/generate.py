@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ds_sft.data.content import digest
 from ds_sft.data.draft import Encoder
 from ds_sft.data.questions import Asked, answer_text, questions_of
-from ds_sft.data.read import RecordFile, open_records
-from ds_sft.errors import ConfigError, DataError, MissingInputError
+from ds_sft.data.read import RecordFile
+from ds_sft.errors import MissingInputError, raise_together
 from ds_sft.tools.asking import Asking, encoder_of
+from ds_sft.tools.inputs import first_records, num_data_faults
 from ds_sft.tools.named_model import NamedModel, find_named_model
 from ds_sft.tools.results import open_results
 
@@ -90,12 +91,8 @@ def _records(request: Request) -> RecordFile:
     path = request.data_path.expanduser()
     if not path.exists():
         raise MissingInputError(f"data_path: file must exist, but {path} does not; check the path")
-    if request.num_data == 0 or request.num_data < -1:
-        raise ConfigError(f"num_data: must be -1 (all) or at least 1, but is {request.num_data}; give one of those")
-    records = open_records(path)
-    if not records:
-        raise DataError(f"{path}: must hold at least one conversation, but has 0; add some")
-    return records if request.num_data < 0 else records[: request.num_data]
+    raise_together(num_data_faults(request.num_data))
+    return first_records(path, request.num_data)
 
 
 def _settings(request: Request, named: NamedModel, encoder: Encoder, dtype: str) -> dict[str, Any]:

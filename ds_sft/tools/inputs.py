@@ -57,12 +57,29 @@ def read_inputs(arguments: Sequence[str], *, verb: str) -> Inputs:
     family = family_of(folder.config, folder=folder.path)
     raise_together([*_number_faults(data, limit), *loss_faults(data, family=family)])
     say_which_loss(data, family=family)
-    records = open_records(Path(data.data_path).expanduser())
-    if not records:
-        raise DataError(f"{records.path}: must hold at least one conversation, but has 0; add some")
+    records = first_records(Path(data.data_path).expanduser(), data.num_data)
     tokenizer = family.load_tokenizer(folder.path)
     encoder = Encoder(family, tokenizer, data.layout_options(max_tokens=limit.model_max_length))
-    return Inputs(records if data.num_data < 0 else records[: data.num_data], encoder, data.strict_data)
+    return Inputs(records, encoder, data.strict_data)
+
+
+def first_records(path: Path, num_data: int) -> RecordFile:
+    """Open the conversations that are asked for.
+
+    Args:
+        path: Of the data file.
+        num_data: The first so many; -1 for all.
+
+    Returns:
+        At least one.
+
+    Raises:
+        DataError: When the file holds none.
+    """
+    records = open_records(path)
+    if not records:
+        raise DataError(f"{path}: must hold at least one conversation, but has 0; add some")
+    return records if num_data < 0 else records[:num_data]
 
 
 def say_next(verb: str, arguments: Sequence[str]) -> None:
@@ -139,6 +156,18 @@ def _number_faults(data: DataArguments, limit: LimitArguments) -> list[ConfigErr
     if limit.model_max_length < _LEAST_TOKENS:
         told = limit.model_max_length
         faults.append(f"model_max_length: must be at least {_LEAST_TOKENS}, but is {told}; give another value")
-    if data.num_data == 0 or data.num_data < -1:
-        faults.append(f"num_data: must be -1 (all) or at least 1, but is {data.num_data}; give one of those")
-    return [ConfigError(fault) for fault in faults]
+    return [*map(ConfigError, faults), *num_data_faults(data.num_data)]
+
+
+def num_data_faults(num_data: int) -> list[ConfigError]:
+    """Judge how many conversations are asked for.
+
+    Args:
+        num_data: -1 for all.
+
+    Returns:
+        One error, or none.
+    """
+    if num_data == -1 or num_data > 0:
+        return []
+    return [ConfigError(f"num_data: must be -1 (all) or at least 1, but is {num_data}; give one of those")]

@@ -18,13 +18,12 @@ from ds_sft.model.load import Held, empty_model, read_weights
 from ds_sft.model.lora import Base, attach_adapters
 from ds_sft.model.quantisation import missing_package
 from ds_sft.model.vocab import new_token_ids, smart_tokenizer_and_embedding_resize
+from ds_sft.save.tensors import DTYPES
 from ds_sft.tools.asking import Asking, DtypeName
 from ds_sft.tools.named_model import NamedModel
 from ds_sft.training.lora_rules import run_of
 
 log = logging.getLogger(__name__)
-
-_DTYPES: dict[DtypeName, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def load_named_model(named: NamedModel, *, device: torch.device, dtype: DtypeNam
             f"{named.adapter}: must go onto the model it was trained on (fingerprint {run.model[:12]}...), but "
             f"{folder.path} is another one; give --model_name_or_path"
         )
-    how = Held(_DTYPES[dtype], "sdpa", is_quantised=run is not None and run.is_quantised)
+    how = Held(DTYPES[dtype], "sdpa", is_quantised=run is not None and run.is_quantised)
     # Positions as in training, whatever length is asked for now.
     empty = empty_model(folder, family=family, max_tokens=named.max_tokens)
     model = read_weights(empty, folder, family=family, how=how)

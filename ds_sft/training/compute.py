@@ -12,8 +12,8 @@ from ds_sft.config.arguments import TrainingArguments
 from ds_sft.contracts import IGNORE_INDEX, Family, ModelShape, Work
 from ds_sft.data.collate import Batch
 from ds_sft.model.costs import training_flops, work_of
+from ds_sft.save.tensors import DTYPES
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SMALLEST = 128
 _LARGEST = {"cpu": 2048, "cuda": 8192}
 _TRIES = {"cpu": 3, "cuda": 10}
@@ -81,7 +81,7 @@ def peak_of(args: TrainingArguments) -> float | None:
     """
     if args.logging_strategy == "no" or args.device.type not in _LARGEST:
         return None
-    return _measured_peak(args.device, _DTYPES[precision_of(args)])
+    return _measured_peak(args.device, DTYPES[precision_of(args)])
 
 
 def precision_of(args: TrainingArguments) -> str:

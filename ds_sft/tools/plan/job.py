@@ -13,6 +13,7 @@ from ds_sft.config.sources import DataArguments, LoraArguments, ModelArguments
 from ds_sft.contracts import Family, ModelShape
 from ds_sft.errors import ConfigError, UsageError, raise_together
 from ds_sft.families import all_families, family_of
+from ds_sft.model.costs import ADAM_AVERAGES
 from ds_sft.model.folder import read_config
 from ds_sft.tools.flags import LimitArguments
 from ds_sft.tools.inputs import Words, read_flags
@@ -24,7 +25,7 @@ from ds_sft.zero.settings import read_deepspeed_config
 log = logging.getLogger(__name__)
 
 _ALL_LINEAR = ["all-linear"]
-_AVERAGES, _AVERAGES_IN_8_BITS = 8, 2
+_AVERAGES_IN_8_BITS = 2
 
 
 @dataclass
@@ -264,4 +265,4 @@ def _faults(run: RunArguments, lora: LoraArguments, num_ranks: int, num_hosts: i
 def _averages(optim: str) -> int:
     if "adam" not in optim:
         return 0
-    return _AVERAGES_IN_8_BITS if "8bit" in optim else _AVERAGES
+    return _AVERAGES_IN_8_BITS if "8bit" in optim else ADAM_AVERAGES

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ds_sft.contracts import ModelShape
+from ds_sft.model.costs import ADAM_AVERAGES, MASTER_WEIGHT
 from ds_sft.shapes import Weight
 from ds_sft.tools.plan.engine import Engine
 
@@ -14,8 +15,6 @@ Computes = Literal["fp32", "16 bits"]
 FP32, BITS_16 = 4, 2
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Four bits, a byte of scale for 64 of them, and an fp32 number for 256 of those."""
-_AVERAGES = 8
-_MASTER = 4
 DIVIDES_GRADIENTS, DIVIDES_WEIGHTS = 2, 3
 """Stages of ZeRO."""
 
@@ -61,7 +60,7 @@ class Load:
     accumulation: int
     is_checkpointing: bool
     computes: Computes
-    averages: int = _AVERAGES
+    averages: int = ADAM_AVERAGES
 
     def tokens(self, reader: str) -> int:
         """Give the tokens of a side."""
@@ -128,7 +127,7 @@ def states_of(
     lies_whole = _undivided(shape, engine, width) if divided else 0.0
     parameters = (lies_whole + (whole - lies_whole) / num_ranks) if divided else whole
     gradients = width * (share if engine.stage >= DIVIDES_GRADIENTS else trained)
-    optimizer = (_MASTER + load.averages) * share
+    optimizer = (MASTER_WEIGHT + load.averages) * share
     at_once = gradients if again or divided else 0.0
     moved: dict[str, float] = {"gpu": 0.0, "cpu": 0.0, "nvme": 0.0}
     if engine.optimizer_on != "gpu":

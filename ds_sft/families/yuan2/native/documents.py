@@ -18,7 +18,7 @@ from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.native.filtering import Branches
 from ds_sft.families.yuan2.native.layers import flat_attention
 from ds_sft.families.yuan2.native.rotary import DEPENDS_ON_LENGTH
-from ds_sft.model.flat import Documents
+from ds_sft.model.flat import Documents, attend_in_documents
 
 _MASKED = ("eager", "sdpa", "flex_attention")
 _NUM_MASK_DIMENSIONS = 2
@@ -77,7 +77,8 @@ def view_of_documents(
     goes_on = goes_on_of(document_ids)
     positions = _restarting_positions(goes_on) if position_ids is None else position_ids
     if isinstance(packed, Documents) and config._attn_implementation == "sdpa":  # noqa: SLF001  # as below
-        return View(positions, goes_on=goes_on[..., None], more={"attend": partial(flat_attention, packed)})
+        attend = partial(attend_in_documents, queries=packed, keys=packed, is_causal=True)
+        return View(positions, goes_on=goes_on[..., None], more={"attend": partial(flat_attention, attend)})
     if is_flash_attention_requested(config):
         return View(positions, goes_on=goes_on[..., None], more=_lengths(goes_on))
     mask = create_causal_mask(

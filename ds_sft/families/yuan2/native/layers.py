@@ -14,8 +14,6 @@ from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.native.filtering import Branches, Yuan2LocalizedFiltering
 from ds_sft.families.yuan2.native.norm import Yuan2RMSNorm
 from ds_sft.families.yuan2.native.rotary import rotate
-from ds_sft.model.flat import Documents, attend_in_documents
-from ds_sft.model.trees import Trees, attend_in_trees
 
 Attend = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -185,7 +183,7 @@ def eager_attention(
 
 
 def flat_attention(
-    documents: Documents,
+    attend: Callable[..., torch.Tensor],
     _module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -195,10 +193,10 @@ def flat_attention(
     scaling: float,
     dropout: float,
 ) -> tuple[torch.Tensor, None]:
-    """Attend in each document of a flat batch.
+    """Attend in a flat batch.
 
     Args:
-        documents: Where they begin and end.
+        attend: Knows where its documents lie, and whether they share tokens.
         _module: Unused; transformers' interface.
         query: Shape [1, N, T, D].
         key: Shape [1, N, T, D].
@@ -210,36 +208,4 @@ def flat_attention(
     Returns:
         Shape [1, T, N, D]; and no probabilities.
     """
-    both = {"queries": documents, "keys": documents}
-    return attend_in_documents(query, key, value, **both, is_causal=True, scale=scaling, dropout=dropout), None
-
-
-def tree_attention(
-    trees: Trees,
-    _module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    _attention_mask: None,
-    *,
-    scaling: float,
-    dropout: float,
-) -> tuple[torch.Tensor, None]:
-    """Attend in the trees of a flat batch.
-
-    Args:
-        trees: How its documents share tokens.
-        _module: Unused; transformers' interface.
-        query: Shape [1, N, T, D].
-        key: Shape [1, N, T, D].
-        value: Shape [1, N, T, D].
-        _attention_mask: Unused.
-        scaling: Factor of the scores.
-        dropout: Must be 0: documents of their own would drop other probabilities.
-
-    Returns:
-        Shape [1, T, N, D]; and no probabilities.
-    """
-    if dropout:
-        raise AssertionError(f"dropout must be 0 where documents share tokens, but is {dropout}")
-    return attend_in_trees(query, key, value, trees=trees, scale=scaling), None
+    return attend(query, key, value, scale=scaling, dropout=dropout), None

@@ -8,8 +8,8 @@ from transformers import Cache
 
 from ds_sft.families.yuan2.native.configuration import Yuan2Config
 from ds_sft.families.yuan2.native.documents import View, goes_on_of, refuse_contradictions
-from ds_sft.families.yuan2.native.layers import tree_attention
-from ds_sft.model.trees import Trees
+from ds_sft.families.yuan2.native.layers import flat_attention
+from ds_sft.model.trees import Trees, attend_in_trees
 
 
 def view_of_trees(
@@ -51,5 +51,5 @@ def view_of_trees(
         trees.positions,
         goes_on=goes_on_of(document_ids)[..., None],
         branches=(trees.firsts, trees.parents),
-        more={"attend": partial(tree_attention, trees)},
+        more={"attend": partial(flat_attention, partial(attend_in_trees, trees=trees))},
     )
